@@ -1,0 +1,140 @@
+"""Law 1: the measured order of convergence is the one claimed, on both grids; law 2: exactness on polynomials."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vis_accel.samplers import Solver, create, sample
+from vis_accel.samplers.exponential import phi
+
+START, END, X0 = 10.0, 0.05, 6.3
+
+DETERMINISTIC: list[tuple[str, dict[str, Any]]] = [
+    ("ddim", {}),
+    ("euler", {}),
+    ("heun", {}),
+    *[("dpm", {"order": p, "prediction": m}) for p in (1, 2, 3) for m in ("data", "noise")],
+    *[("dpmpp", {"order": p}) for p in (1, 2, 3)],
+    *[("unipc", {"order": p, "variant": b, "corrector": c}) for p in (1, 2, 3) for b in ("bh1", "bh2") for c in (False, True)],
+]
+
+
+def knot(grid: str, u: float) -> float:
+    """A smooth grid on [0, 1], which goes on above START for u < 0."""
+    if grid == "logsnr":
+        return START * (END / START) ** u
+    return (START ** (1 / 7) + u * (END ** (1 / 7) - START ** (1 / 7))) ** 7
+
+
+def error(mixture: Any, solver: Solver, grid: str, n: int) -> float:
+    sigmas = [knot(grid, i / n) for i in range(n + 1)]
+    past = []
+    for i in (-2, -1):  # exact history, or the first-order first step would set the constant
+        s = knot(grid, i / n)
+        x = torch.tensor([mixture.flow(X0, START, s)], dtype=torch.float64)
+        past.append((s, x, mixture.denoise(x, s)))
+    x = sample(mixture.denoise, solver, torch.tensor([X0], dtype=torch.float64), sigmas, history=past)
+    return abs(float(x) - mixture.flow(X0, START, sigmas[-1]))
+
+
+@pytest.mark.parametrize("grid", ["logsnr", "karras"])
+@pytest.mark.parametrize(("name", "options"), DETERMINISTIC, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values())))
+def test_order_of_convergence_is_the_one_claimed(mixture: Any, name: str, options: dict[str, Any], grid: str) -> None:
+    solver = create(name, **options)
+    coarse, fine = error(mixture, solver, grid, 160), error(mixture, solver, grid, 320)
+    assert math.log2(coarse / fine) == pytest.approx(solver.convergence_order, abs=0.15)
+
+
+# Law 2. If what is integrated is a polynomial in lambda = -log sigma, the step is an integral known to rounding.
+
+KNOTS = (3.0, 2.1, 1.2, 0.8)  # uneven in lambda, so that wrong ratios show
+COEFFICIENTS = (0.7, -0.4, 0.3, 0.9, -0.8)
+
+
+def polynomial(degree: int, sigma: float) -> float:
+    return sum(c * (-math.log(sigma)) ** k for k, c in enumerate(COEFFICIENTS[: degree + 1]))
+
+
+def exact_step(x: float, s: float, t: float, degree: int, prediction: str) -> float:
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    a, b = -math.log(s), -math.log(t)
+    lambdas = (b - a) / 2 * nodes + (a + b) / 2
+    values = [polynomial(degree, math.exp(-u)) for u in lambdas]
+    if prediction == "data":  # d(x / sigma) / dlambda = D / sigma
+        return t * (x / s + (b - a) / 2 * sum(w * math.exp(u) * v for w, u, v in zip(weights, lambdas, values, strict=True)))
+    return x - (b - a) / 2 * sum(w * math.exp(-u) * v for w, u, v in zip(weights, lambdas, values, strict=True))
+
+
+def run(solver: Solver, knots: tuple[float, ...], first: int, x: float, degree: int, prediction: str) -> float:
+    """Runs over knots[first:] with exact history at those before."""
+
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        value = torch.full_like(x, polynomial(degree, sigma))
+        return value if prediction == "data" else x - sigma * value
+
+    at = torch.tensor([x], dtype=torch.float64)
+    past = [(s, at, denoise(at, s)) for s in knots[:first]]
+    return float(sample(denoise, solver, at, knots[first:], history=past))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "degree"),
+    [
+        ("dpm", {"order": 1}, 0),
+        ("dpm", {"order": 2}, 0),
+        ("dpm", {"order": 3}, 2),
+        ("dpm", {"order": 1, "prediction": "noise"}, 0),
+        ("dpm", {"order": 2, "prediction": "noise"}, 0),
+        ("dpm", {"order": 3, "prediction": "noise"}, 2),
+        ("unipc", {"order": 1, "corrector": False}, 0),
+        *[("unipc", {"order": 3, "variant": b, "corrector": False}, 2) for b in ("bh1", "bh2")],
+    ],
+    ids=str,
+)
+def test_one_step_is_exact_for_polynomials(name: str, options: dict[str, Any], degree: int) -> None:
+    prediction = options.get("prediction", "data")
+    got = run(create(name, lower_order_final=False, **options), KNOTS, 2, 0.3, degree, prediction)
+    assert got == pytest.approx(exact_step(0.3, *KNOTS[2:], degree, prediction), abs=1e-13)
+    beyond = run(create(name, lower_order_final=False, **options), KNOTS, 2, 0.3, degree + 1, prediction)
+    assert abs(beyond - exact_step(0.3, *KNOTS[2:], degree + 1, prediction)) > 1e-5
+
+
+@pytest.mark.parametrize("prediction", ["data", "noise"])
+def test_midpoint_step_misses_linear_functions_by_third_order_only(prediction: str) -> None:
+    solver = create("dpm", order=2, prediction=prediction, lower_order_final=False)
+
+    def miss(h: float) -> float:
+        knots = (math.exp(1.3 * h), 1.0, math.exp(-h))
+        return abs(run(solver, knots, 1, 0.3, 1, prediction) - exact_step(0.3, *knots[1:], 1, prediction))
+
+    assert math.log2(miss(0.02) / miss(0.01)) == pytest.approx(3, abs=0.1)
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [2, 3])
+def test_corrected_point_is_exact_for_polynomials_of_one_degree_more(order: int, variant: str) -> None:
+    knots = (4.0, *KNOTS)
+    solver = create("unipc", order=order, variant=variant, lower_order_final=False)
+
+    def two_ways(degree: int) -> float:
+        # Both runs end with one prediction from the same evaluations: they agree if the corrected point is the exact one.
+        corrected = run(solver, knots, 2, 0.3, degree, "data")
+        middle = exact_step(0.3, knots[2], knots[3], degree, "data")
+        return abs(corrected - run(solver, knots, 3, middle, degree, "data"))
+
+    assert two_ways(order) < 1e-13
+    assert two_ways(order + 1) > 1e-5
+
+
+@pytest.mark.parametrize("z", [-40.0, -1.01, -0.99, -1e-3, -1e-9, 0.0, 1e-6, 0.5, 0.999, 1.001, 12.0])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_phi_meets_its_integral(k: int, z: float) -> None:
+    nodes, weights = np.polynomial.legendre.leggauss(60)  # phi_k(z) = int_0^1 e^((1-u) z) u^(k-1) / (k-1)! du
+    u = (nodes + 1) / 2
+    integral = float(np.sum(weights / 2 * np.exp((1 - u) * z) * u ** (k - 1)) / math.factorial(k - 1))
+    assert phi(k, z) == pytest.approx(integral, rel=1e-12)

@@ -1,0 +1,280 @@
+"""Laws 4, 5 and 9: solvers are finite, equal where theory says so, restartable, and say no in words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from vis_accel.errors import UnknownNameError, UsageError
+from vis_accel.method import Context
+from vis_accel.samplers import SIGMA_CAP, AdaptiveError, Evaluation, NoiseModel, Solver, create, plan, sample, schedules
+from vis_accel.samplers.solver import Solve
+
+VP = NoiseModel.from_config({"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02})
+FLOW = NoiseModel.from_config({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+EVERY: list[tuple[str, dict[str, Any]]] = [
+    ("ddim", {}),
+    ("ddim", {"eta": 0.6}),
+    ("ddpm", {}),
+    ("ddpm", {"variance": "fixed-large"}),
+    ("euler", {}),
+    ("heun", {}),
+    *[("dpm", {"order": p, "prediction": m, "lower_order_final": low}) for p in (2, 3) for m in ("data", "noise") for low in (True, False)],
+    *[("unipc", {"order": p, "variant": b, "lower_order_final": low}) for p in (1, 2, 3) for b in ("bh1", "bh2") for low in (True, False)],
+    ("unipc", {"order": 3, "corrector": False}),
+]
+IDS = [f"{name}-{'-'.join(map(str, options.values()))}" for name, options in EVERY]
+GRID = (9.0, 5.5, 4.9, 2.0, 1.1, 0.7, 0.2, 0.11)
+
+
+def start(n: int = 5) -> Tensor:
+    return 9 * torch.linspace(-1.5, 1.5, n, dtype=torch.float64).reshape(n, 1)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY, ids=IDS)
+def test_finite_for_every_number_of_steps_and_both_ends(mixture: Any, name: str, options: dict[str, Any]) -> None:
+    solver = create(name, **options)
+    for n in range(1, 31):
+        for end in ("zero", "sigma_min"):
+            for noise, which in ((VP, "auto"), (VP, "karras"), (FLOW, "auto")):
+                sigmas = schedules.create(which, n, noise, end=end)
+                x = torch.tensor([[0.4], [-1.1]]) / noise.alpha(sigmas[0])
+                image = sample(mixture.denoise, solver, x, sigmas)
+                assert image.dtype == torch.float32
+                assert bool((image.abs() < 10).all()), (n, end, which)
+
+
+def run(mixture: Any, sigmas: tuple[float, ...], name: str, noise: Any = None, **options: Any) -> Tensor:
+    return sample(mixture.denoise, create(name, **options), start(), sigmas, noise=noise)
+
+
+@pytest.mark.parametrize("last", [(), (0.0,)], ids=["stopping", "to zero"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dpm", {"order": 1}),
+        ("dpm", {"order": 1, "prediction": "noise"}),
+        ("dpmpp", {"order": 1}),
+        ("euler", {}),
+        ("unipc", {"order": 1, "corrector": False}),
+        ("unipc", {"order": 1, "corrector": False, "variant": "bh1"}),
+    ],
+    ids=str,
+)
+def test_all_first_order_solvers_are_ddim(mixture: Any, name: str, options: dict[str, Any], last: tuple[float, ...]) -> None:
+    torch.testing.assert_close(run(mixture, GRID + last, name, **options), run(mixture, GRID + last, "ddim"), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("last", [(), (0.0,)], ids=["stopping", "to zero"])
+def test_ddim_with_eta_1_is_ddpm_fixed_small(mixture: Any, last: tuple[float, ...]) -> None:
+    def noise(like: Tensor) -> Tensor:
+        return torch.full_like(like, next(draws))
+
+    draws = iter([0.3, -1.2, 0.8, 0.1, -0.5, 2.0, 0.9] * 2)
+    ddim = run(mixture, GRID + last, "ddim", noise, eta=1.0)
+    draws = iter([0.3, -1.2, 0.8, 0.1, -0.5, 2.0, 0.9] * 2)
+    torch.testing.assert_close(run(mixture, GRID + last, "ddpm", noise), ddim, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("order", "variant"), [(2, "bh2"), (3, "bh1"), (3, "bh2")])
+@pytest.mark.parametrize("lower", [True, False])
+def test_unipc_without_corrector_is_dpmpp(mixture: Any, order: int, variant: str, lower: bool) -> None:
+    for sigmas in (GRID, (*GRID, 0.0)):
+        # bh2 for the start-up step of order 2, where the variants differ
+        past = {"order": order, "lower_order_final": lower}
+        if variant == "bh1":
+            sigmas, past["lower_order_final"] = GRID[2:], False
+        history = [(s, start(), mixture.denoise(start(), s)) for s in GRID[:2]] if variant == "bh1" else []
+        a = sample(mixture.denoise, create("unipc", corrector=False, variant=variant, **past), start(), sigmas, history=history)
+        b = sample(mixture.denoise, create("dpmpp", **past), start(), sigmas, history=history)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+def test_dpmpp_is_dpm_with_data_prediction(mixture: Any) -> None:
+    for order in (1, 2, 3):
+        assert torch.equal(run(mixture, GRID, "dpmpp", order=order), run(mixture, GRID, "dpm", order=order))
+    assert not torch.equal(run(mixture, GRID, "dpmpp"), run(mixture, GRID, "dpm", prediction="noise"))
+
+
+# Infinity.
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY, ids=IDS)
+def test_first_step_from_infinity_is_ddim_and_leaves_no_trace(mixture: Any, name: str, options: dict[str, Any]) -> None:
+    """D at infinity says nothing of the image: changing it may move the first point only as DDIM does, and enters no history."""
+    solver, first = create(name, **options), create("ddpm" if name == "ddpm" else "ddim", **(options if name in ("ddim", "ddpm") else {}))
+    sigmas = (SIGMA_CAP, 4.0, 2.0, 1.0, 0.4)
+    x = torch.tensor([[0.7], [-0.2]], dtype=torch.float64) * SIGMA_CAP
+
+    def silence(like: Tensor) -> Tensor:
+        return torch.zeros_like(like)
+
+    whole = sample(mixture.denoise, solver, x, sigmas, noise=silence)
+    middle = sample(mixture.denoise, first, x, sigmas[:2], noise=silence)
+    torch.testing.assert_close(sample(mixture.denoise, solver, middle, sigmas[1:], noise=silence), whole, rtol=0, atol=1e-12)
+
+
+def test_float32_keeps_its_digits_from_infinity(mixture: Any) -> None:
+    sigmas = (SIGMA_CAP, 40.0, 9.0, 3.0, 1.0, 0.3, 0.0)
+    x = torch.tensor([[0.7], [-0.2]], dtype=torch.float64) * SIGMA_CAP
+    for name, options in EVERY:
+        if name in ("ddpm", "ddim") and options:
+            continue
+        solver = create(name, **options)
+        double, single = (sample(mixture.denoise, solver, x.to(dtype), sigmas) for dtype in (torch.float64, torch.float32))
+        torch.testing.assert_close(single.double(), double, rtol=0, atol=2e-5)
+
+
+# Calls, restarts, edits.
+
+
+@pytest.mark.parametrize(
+    ("name", "sigmas", "asked"),
+    [
+        ("ddim", (4.0, 2.0, 1.0, 0.0), [4.0, 2.0, 1.0]),
+        ("unipc", (4.0, 2.0, 1.0, 0.0), [4.0, 2.0, 1.0]),
+        ("dpmpp", (4.0, 2.0, 1.0, 0.5), [4.0, 2.0, 1.0]),
+        ("heun", (4.0, 2.0, 1.0, 0.0), [4.0, 2.0, 2.0, 1.0, 1.0]),
+        ("heun", (4.0, 2.0, 1.0, 0.5), [4.0, 2.0, 2.0, 1.0, 1.0, 0.5]),
+        ("heun", (SIGMA_CAP, 2.0, 1.0, 0.0), [SIGMA_CAP, 2.0, 1.0, 1.0]),
+    ],
+)
+def test_plan_lists_the_calls_that_sampling_makes(mixture: Any, name: str, sigmas: tuple[float, ...], asked: list[float]) -> None:
+    seen = []
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        seen.append(sigma)
+        denoised: Tensor = mixture.denoise(x, sigma)
+        return denoised
+
+    sample(denoise, create(name), start() * sigmas[0], sigmas)
+    assert plan(create(name), sigmas) == seen == asked
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY, ids=IDS)
+def test_a_tail_of_the_knots_is_a_run_and_its_plan_is_a_tail(name: str, options: dict[str, Any]) -> None:
+    solver, sigmas = create(name, **options), (8.0, 4.0, 2.0, 1.0, 0.5, 0.0)
+    whole = plan(solver, sigmas)
+    for i in range(5):
+        tail = plan(solver, sigmas[i:])
+        assert tail == whole[len(whole) - len(tail) :]
+        assert tail[0] == sigmas[i]
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY, ids=IDS)
+def test_an_edit_of_x_between_requests_is_kept(mixture: Any, name: str, options: dict[str, Any]) -> None:
+    """The state that comes back counts, not the one that was sent: what inpainting and callbacks rely on."""
+
+    def end(edit: float, number: int) -> Tensor:
+        pulled = create(name, **options).solve(start(), (9.0, 4.0, 2.0, 1.0), noise=None)
+        try:
+            x, s = next(pulled)
+            for k in range(99):
+                # The answer is that of the unedited x, so that only the state carries the edit on.
+                x, s = pulled.send((x + edit * (k == number), Evaluation(mixture.denoise(x, s))))
+        except StopIteration as stop:
+            result: Tensor = stop.value
+            return result
+        raise AssertionError("endless")
+
+    calls = len(plan(create(name, **options), (9.0, 4.0, 2.0, 1.0)))
+    for number in range(calls):
+        assert not torch.allclose(end(0.5, number), end(0.0, number), rtol=0, atol=1e-3), number
+
+
+def test_corrector_adds_to_an_edited_point(mixture: Any) -> None:
+    """With D held constant there is nothing to correct, so an edit at the second knot must arrive scaled like the noise."""
+    pulled = create("unipc", order=2).solve(start(), (8.0, 4.0, 2.0), noise=None)
+    constant = Evaluation(torch.full_like(start(), 0.3))
+    x, _ = next(pulled)
+    x, _ = pulled.send((x, constant))
+    with pytest.raises(StopIteration) as stop:
+        pulled.send((x + 1.0, constant))
+    plain = 0.3 + (start() - 0.3) * 2 / 8
+    torch.testing.assert_close(stop.value.value, plain + 0.5, rtol=0, atol=1e-12)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(Solver):
+    """Halves its step until the state is small: how many calls depends on the data."""
+
+    name: ClassVar[str] = "adaptive"
+
+    @property
+    def convergence_order(self) -> int:
+        return 1
+
+    def apply(self, target: Any, context: Context) -> Any:
+        raise NotImplementedError
+
+    def solve(self, x: Tensor, sigmas: Any, *, noise: Any = None, history: Any = ()) -> Solve:
+        s = sigmas[0]
+        while float(x.abs().max()) > 0.1:
+            x, y = yield x, s
+            x, s = (x + y.denoised) / 2 - 0.5 * x, s / 2
+        return x
+
+
+def test_plan_refuses_solvers_whose_calls_depend_on_the_data() -> None:
+    with pytest.raises(AdaptiveError, match=r"samplers\.sample"):
+        plan(Adaptive(), (4.0, 1.0, 0.0))
+
+
+# Words.
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("ddim", {"eta": 1.5}, r"eta is the share of fresh noise and must be >= 0 and <= 1; got 1\.5"),
+        ("ddim", {"eta": float("nan")}, "eta is"),
+        ("ddpm", {"variance": "learned"}, "'fixed-small' or 'fixed-large'"),
+        ("dpm", {"order": 4}, "order is .* must be 1, 2 or 3"),
+        ("dpm", {"prediction": "x0"}, "'data' or 'noise'"),
+        ("unipc", {"variant": "bh3"}, "'bh1' or 'bh2'"),
+        ("unipc", {"corrector": 1}, "True or False"),
+        ("euler", {"steps": 0}, "steps is the number of solver steps and must be >= 1; got 0"),
+        ("euler", {"steps": 2.5}, "an integer"),
+        ("euler", {"schedule": "karas"}, "did you mean 'karras'"),
+        ("euler", {"schedule": (1.0, 2.0)}, "strictly falling"),
+        ("euler", {"schedule": ()}, "strictly falling"),
+        ("euler", {"schedule": (0.0,)}, "strictly falling"),
+        ("euler", {"schedule": (1.0, -0.5)}, "strictly falling"),
+        ("euler", {"schedule": (2.0, 1.0), "steps": 3}, "must be 2"),
+        ("dpmpp", {"prediction": "data"}, "no option of dpmpp named 'prediction'"),
+        ("dpm", {"ordre": 2}, "did you mean order"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused_in_words(name: str, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        create(name, **options)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("dpmp", "dpmpp"), ("unpic", "unipc"), ("eulr", "euler")])
+def test_unknown_sampler_names_offer_the_closest(typed: str, meant: str) -> None:
+    with pytest.raises(UnknownNameError, match=f"no sampler named '{typed}'") as caught:
+        create(typed)
+    assert meant in str(caught.value)
+
+
+def test_alias_and_explicit_schedules_are_read() -> None:
+    assert type(create("dpm++")) is type(create("dpmpp"))
+    assert create("euler", schedule=[3, 1, 0]) == create("euler", schedule=(3.0, 1.0, 0.0), steps=None)
+    assert str(create("dpm", order=3, steps=12)) == "dpm(steps=12, order=3)"
+
+
+@pytest.mark.parametrize("sigmas", [(1.0,), (), (1.0, 1.0), (1.0, 2.0), (1.0, -1.0), (math.inf, 1.0), (math.nan, 0.0)], ids=str)
+def test_knots_that_do_not_fall_are_refused(mixture: Any, sigmas: tuple[float, ...]) -> None:
+    with pytest.raises(UsageError, match="strictly falling"):
+        sample(mixture.denoise, create("euler"), start(), sigmas)
+
+
+def test_denoiser_of_another_shape_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"\(5, 1\); got \(5, 2\)"):
+        sample(lambda x, s: torch.cat([x, x], 1), create("euler"), start(), GRID)

@@ -1,0 +1,54 @@
+"""`accelerate`: puts a recipe on a target, in the canonical order of its families, and hands back the way to take it off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vis_accel.errors import NotApplicableError, UsageError
+from vis_accel.handle import Handle
+from vis_accel.method import Context, Method
+from vis_accel.recipe import Recipe
+
+__all__ = ["accelerate"]
+
+
+def accelerate(target: Any, recipe: Recipe | Method | str) -> Handle:
+    """Applies `recipe` to `target`, all of it or nothing.
+
+        with accelerate(pipe, "dpm(steps=12)"):
+            pipe(class_labels=[1])
+
+    Args:
+        target: a `diffusers.DiffusionPipeline`.
+        recipe: a `Recipe`, its text, or one method.
+
+    Returns:
+        The handle of the whole recipe: a context manager; `remove()` leaves the target as it was, `suspend()` and `resume()` switch.
+
+    Raises:
+        UsageError: an empty recipe (it would do nothing), a text that does not parse, options out of range, a conflict.
+        NotApplicableError: a method on a target it does not fit.
+    """
+    if isinstance(recipe, Method):
+        recipe = Recipe((recipe,))
+    elif isinstance(recipe, str):
+        recipe = Recipe.parse(recipe)
+    if not recipe.methods:
+        raise UsageError("The recipe is empty: it would change nothing.", hint="vis-accel list shows the methods there are")
+    context = Context(recipe=recipe, view=_view(target))
+    for method in recipe.methods:
+        method.check_target(context.view)
+    return Handle.compose(target, str(recipe), [lambda method=method: method.apply(target, context) for method in recipe.methods])  # type: ignore[misc]
+
+
+def _view(target: Any) -> Any:
+    from diffusers import DiffusionPipeline
+
+    from vis_accel import pipelines
+
+    if isinstance(target, DiffusionPipeline):
+        return pipelines.view(target)
+    raise NotApplicableError(
+        f"A recipe goes on a diffusers pipeline; got {type(target).__module__}.{type(target).__name__}.",
+        hint="pass the pipeline itself, not its unet or transformer",
+    )

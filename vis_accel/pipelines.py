@@ -1,0 +1,164 @@
+"""What diffusers' pipelines do differently, in one table; the twin of the view of a timm model.
+
+`view(pipeline)` describes a pipeline to the rest of the library: where its denoiser is, what its noise is, which half of a stacked batch is
+the unconditional one. A pipeline that is not in the table is read before it is accepted: its class must ask of its scheduler only what the
+stand-in answers, and its scheduler must describe noise the samplers have a space for. Otherwise it is refused, with the reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from vis_accel.errors import NotApplicableError
+from vis_accel.handle import Handle
+from vis_accel.samplers.noise import NoiseModel
+
+__all__ = ["PIPELINES", "PipelineView", "Traits", "view"]
+
+Halves = Literal["conditional first", "unconditional first", "none"]
+
+
+class Traits(NamedTuple):
+    """What one pipeline class does.
+
+    Attributes:
+        denoiser: attribute that holds the network.
+        halves: how a guided call stacks its two halves.
+        latent: whether the samples are an autoencoder's latents.
+    """
+
+    denoiser: Literal["unet", "transformer"]
+    halves: Halves
+    latent: bool
+
+
+# fmt: off
+PIPELINES: dict[str, Traits] = {
+    "DDPMPipeline":                      Traits("unet", "none", False),
+    "DDIMPipeline":                      Traits("unet", "none", False),
+    "DiTPipeline":                       Traits("transformer", "conditional first", True),
+    "StableDiffusionPipeline":           Traits("unet", "unconditional first", True),
+    "StableDiffusionImg2ImgPipeline":    Traits("unet", "unconditional first", True),
+    "StableDiffusionInpaintPipeline":    Traits("unet", "unconditional first", True),
+    "StableDiffusionXLPipeline":         Traits("unet", "unconditional first", True),
+    "PixArtAlphaPipeline":               Traits("transformer", "unconditional first", True),
+    "StableDiffusion3Pipeline":          Traits("transformer", "unconditional first", True),
+    "FluxPipeline":                      Traits("transformer", "none", True),
+}
+# fmt: on
+
+# What the stand-in scheduler answers; a pipeline that asks for anything else was written for one scheduler in particular.
+_ANSWERED = frozenset(
+    ("add_noise", "config", "init_noise_sigma", "num_inference_steps", "order", "scale_model_input", "scale_noise", "set_begin_index",
+     "set_timesteps", "step", "timesteps")
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PipelineView:
+    """A pipeline, described.
+
+    Attributes:
+        pipeline: the pipeline itself.
+        traits: its row of the table, or one read from its class.
+    """
+
+    pipeline: Any
+    traits: Traits
+
+    @property
+    def name(self) -> str:
+        """The pipeline's class."""
+        return type(self.pipeline).__name__
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network that is called once per evaluation."""
+        network: nn.Module = getattr(self.pipeline, self.traits.denoiser)
+        return network
+
+    @cached_property
+    def noise(self) -> NoiseModel:
+        """Noise of the network, from the scheduler it was shipped with.
+
+        Raises:
+            NotApplicableError: for noise that the samplers have no space for.
+        """
+        return NoiseModel.from_config(self.pipeline.scheduler.config)
+
+    def install_scheduler(self, handle: Handle, scheduler: Any) -> None:
+        """Puts `scheduler` in the pipeline's place for one while `handle` lives.
+
+        By the instance's own dictionary: assignment would write the class of the stand-in into the pipeline's config, and a folder saved
+        meanwhile could not be loaded again.
+        """
+        handle.swap_item(vars(self.pipeline), "scheduler", scheduler)
+        if hasattr(type(self.pipeline), "get_timesteps"):
+            handle.swap_item(vars(self.pipeline), "get_timesteps", _cut_at_knots(scheduler))
+
+
+def view(pipeline: Any) -> PipelineView:
+    """Describes `pipeline`.
+
+    Raises:
+        NotApplicableError: if it asks of its scheduler what only one class of scheduler has, or has no denoiser we know of.
+    """
+    cls = type(pipeline)
+    known = next((PIPELINES[base.__name__] for base in cls.__mro__ if base.__name__ in PIPELINES and _stock(base)), None)
+    if cls.__name__ in PIPELINES and known:
+        return PipelineView(pipeline, known)
+    return PipelineView(pipeline, _read(pipeline))
+
+
+def _stock(cls: type) -> bool:
+    return cls.__module__.startswith("diffusers.")
+
+
+def _read(pipeline: Any) -> Traits:
+    """Traits of a pipeline that is not in the table, from its class's own text."""
+    cls = type(pipeline)
+    if getattr(pipeline, "scheduler", None) is None:
+        raise NotApplicableError(f"{cls.__name__} has no scheduler: there is no sampler to replace.")
+    denoisers = [name for name in ("unet", "transformer") if isinstance(getattr(pipeline, name, None), nn.Module)]
+    if len(denoisers) != 1:
+        raise NotApplicableError(f"{cls.__name__} has {len(denoisers)} denoisers ({', '.join(denoisers) or 'none'}); one is wanted.")
+    text = "\n".join(_source(base) for base in cls.__mro__ if not base.__name__.endswith("Mixin") and base.__name__ != "DiffusionPipeline")
+    demanded = re.findall(r"isinstance\(\s*self\.scheduler,\s*\(?([\w., ]+)", text)
+    if demanded:
+        raise NotApplicableError(f"{cls.__name__} treats {demanded[0]} in a way of its own: a stand-in would change its result.")
+    strange = sorted(set(re.findall(r"self\.scheduler\.(\w+)", text)) - _ANSWERED)
+    if strange:
+        raise NotApplicableError(f"{cls.__name__} asks its scheduler for {', '.join(strange)}, which only the scheduler it was written for has.")
+    return Traits("unet" if denoisers[0] == "unet" else "transformer", "unconditional first", hasattr(pipeline, "vae"))
+
+
+def _source(cls: type) -> str:
+    try:
+        return inspect.getsource(cls)
+    except (OSError, TypeError):  # built-in, or made at run time
+        return ""
+
+
+def _cut_at_knots(scheduler: Any) -> Callable[..., tuple[Tensor, int]]:
+    """`get_timesteps` of the image-to-image pipelines: which part of the run is left at a strength in 0 .. 1.
+
+    The stock methods slice `timesteps[start * order:]`, which lands inside a step of any solver whose calls per step vary.
+    """
+
+    def get_timesteps(num_inference_steps: int, strength: float, device: Any = None, denoising_start: float | None = None) -> tuple[Tensor, int]:
+        steps = scheduler.num_inference_steps  # the recipe's, which wins over the call's
+        if denoising_start is None:
+            first = steps - min(int(steps * strength), steps)
+        else:
+            cutoff = round(len(scheduler) * (1 - denoising_start))
+            first = sum(scheduler.noise.time_at(sigma) >= cutoff for sigma in scheduler.knots[:-1])
+        return scheduler.begin_at_knot(first), steps - first
+
+    return get_timesteps

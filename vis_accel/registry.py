@@ -1,0 +1,126 @@
+"""The methods there are: one literal table, name -> where it lives, its family, its paper and one line.
+
+Nothing is imported until a method is asked for. Other packages add methods by an entry point; the name is the one recipes use:
+
+    [project.entry-points."vis_accel.methods"]
+    mymethod = "mypackage.module:MyMethod"
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from vis_accel.errors import RunError, UnknownNameError, UsageError
+from vis_accel.method import FAMILIES, Method
+
+GROUP = "vis_accel.methods"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table.
+
+    Attributes:
+        target: "module:Class" of a `Method`.
+        family: one of `method.FAMILIES`; empty for another package's method, whose class says it.
+        paper: author, year and arXiv id.
+        summary: what it does, in one line.
+        package: the distribution it comes from.
+    """
+
+    target: str
+    family: str
+    paper: str
+    summary: str
+    package: str = "vis-accel"
+
+
+# fmt: off
+METHODS: dict[str, Entry] = {
+    "ddim":  Entry("vis_accel.samplers.ddim:Ddim", "sampler", "Song et al. 2020, arXiv:2010.02502",
+                   "the deterministic first-order step, with eta for its stochastic relatives"),
+    "ddpm":  Entry("vis_accel.samplers.ddpm:Ddpm", "sampler", "Ho et al. 2020, arXiv:2006.11239",
+                   "ancestral sampling: every step adds fresh noise"),
+    "dpm":   Entry("vis_accel.samplers.dpm:Dpm", "sampler", "Lu et al. 2022, arXiv:2206.00927",
+                   "exponential integrator in noise prediction, singlestep, orders 1 to 3"),
+    "dpmpp": Entry("vis_accel.samplers.dpm:Dpmpp", "sampler", "Lu et al. 2022, arXiv:2211.01095",
+                   "exponential integrator in data prediction, multistep: one call a step"),
+    "euler": Entry("vis_accel.samplers.euler:Euler", "sampler", "Karras et al. 2022, arXiv:2206.00364",
+                   "the first-order step on the probability-flow equation in sigma"),
+    "heun":  Entry("vis_accel.samplers.heun:Heun", "sampler", "Karras et al. 2022, arXiv:2206.00364",
+                   "the second-order step with a corrector: two calls a step"),
+    "unipc": Entry("vis_accel.samplers.unipc:Unipc", "sampler", "Zhao et al. 2023, arXiv:2302.04867",
+                   "predictor and corrector of one order: the corrector costs no extra call"),
+}
+# fmt: on
+
+ALIASES = {"dpm++": "dpmpp"}  # accepted where a person types; never printed
+
+
+def entries() -> dict[str, Entry]:
+    """All methods, those of other packages included, sorted by name.
+
+    Raises:
+        UsageError: if another package's method has the name of an existing one.
+    """
+    table = METHODS | _plugins()
+    return {name: table[name] for name in sorted(table)}
+
+
+def load(name: str) -> type[Method]:
+    """The class of the method called `name`.
+
+    Raises:
+        UnknownNameError: if there is none, with the three closest names.
+        RunError: if its module cannot be imported, or what lies there is no such method.
+    """
+    table = METHODS | _plugins()
+    name = ALIASES.get(name, name)
+    if name not in table:
+        raise UnknownNameError.of("method", name, table)
+    entry = table[name]
+    try:
+        module, _, attribute = entry.target.partition(":")
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RunError(f"The method {name} of the package {entry.package} cannot be loaded: {error}.") from error
+    _check(name, entry, found)
+    return found  # type: ignore[no-any-return]  # _check has seen that it is a Method
+
+
+def _check(name: str, entry: Entry, found: Any) -> None:
+    """Raises RunError unless `found` is the frozen Method class that the table promises."""
+
+    def wrong(reason: str) -> RunError:
+        return RunError(f"{entry.target} of the package {entry.package} is not the method {name}: {reason}.")
+
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise wrong("it is no subclass of vis_accel.method.Method")
+    if not (is_dataclass(found) and found.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+        raise wrong("it is no frozen dataclass")
+    if getattr(found, "name", None) != name:
+        raise wrong(f"it is named {getattr(found, 'name', None)!r}")
+    family = getattr(found, "family", None)
+    if family not in FAMILIES or family != (entry.family or family):
+        raise wrong(f"its family is {family!r}, not {entry.family or 'one of ' + ', '.join(FAMILIES)}")
+
+
+@cache
+def _plugins() -> dict[str, Entry]:
+    """The methods that other installed packages declare; read once, since it walks all installed packages."""
+    table: dict[str, Entry] = {}
+    for point in entry_points(group=GROUP):
+        package = point.dist.name if point.dist else "unknown"
+        taken = METHODS.get(point.name) or table.get(point.name)
+        if taken or point.name in ALIASES or point.name == "none":
+            by = taken.package if taken else "vis-accel"
+            raise UsageError(
+                f"The package {package} declares a method named {point.name!r}, but {by} has one already.",
+                hint=f"pip uninstall {package}",
+            )
+        table[point.name] = Entry(point.value, "", "", f"from the package {package}", package)
+    return table

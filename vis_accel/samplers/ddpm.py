@@ -1,0 +1,50 @@
+"""DDPM: ancestral sampling, the reverse Markov chain the networks were first trained for.
+
+Paper    Ho et al. 2020, arXiv:2006.11239, Algorithm 2, eq. 6 and 7, sec. 3.2 for the two variances.
+Step     sigma s -> t with data scale 1, written for any two knots. The posterior of x' given x and D has
+             mean  (t^2 / s^2) x + (1 - t^2 / s^2) D,    variance  t^2 (1 - t^2 / s^2)        fixed-small, the paper's beta-tilde
+             or the forward step's own variance          (s^2 - t^2) (1 + t^2) / (1 + s^2)    fixed-large, the paper's beta
+         in units of the new alpha squared. fixed-small is exact for data at one point, fixed-large for data N(0, 1).
+Cost     one call a step.   Differs: the last step, to 0, adds no noise whatever the schedule.
+Not      ancestral Euler of k-diffusion, whose variance is fixed-small's but whose drift is split differently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from vis_accel.method import option
+from vis_accel.samplers.solver import Noise, Past, Solve, Solver, draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ddpm(Solver):
+    """DDPM.
+
+    Attributes:
+        variance: "fixed-small" (the better one at few steps) or "fixed-large" (at a thousand).
+    """
+
+    name: ClassVar[str] = "ddpm"
+
+    variance: Literal["fixed-small", "fixed-large"] = option("fixed-small", "the variance of each step")
+
+    @property
+    def convergence_order(self) -> int:
+        return 1
+
+    def solve(self, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None, history: Sequence[Past] = ()) -> Solve:
+        for s, t in pairwise(sigmas):
+            x, y = yield x, s
+            keep = (t / s) ** 2
+            x = keep * x + (1 - keep) * y.denoised
+            if t > 0:
+                large = (1 + t * t) / (1 + s * s) * (s * s - t * t)
+                x = x + math.sqrt(t * t * (1 - keep) if self.variance == "fixed-small" else large) * draw(noise, x)
+        return x

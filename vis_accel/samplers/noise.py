@@ -1,0 +1,311 @@
+"""What a network was trained on: its noise levels, its times, and what its output means.
+
+Space    solvers work on x with data scale 1 and sigma = noise / signal. A network works on its own scale x_t = alpha * x:
+             vp     alpha = 1 / sqrt(1 + sigma^2),  x_t = alpha x0 + sqrt(1 - alpha^2) eps,  time t = 0 .. T-1 (fractions allowed)
+             flow   alpha = 1 / (1 + sigma),        x_t = (1 - s) x0 + s eps,                time t = T s,  s = sigma / (1 + sigma)
+Outputs  with a = alpha and n = alpha * sigma, the denoised image D is
+             epsilon            (x_t - n output) / a
+             v_prediction       a x_t - n output          v = a eps - n x0 (Salimans and Ho 2022, arXiv:2202.00512)
+             sample             output
+             flow_prediction    x_t - n output            velocity eps - x0 (Lipman et al. 2023, arXiv:2210.02747)
+Infinity a flow model at s = 1, and a zero-terminal-SNR one at t = T-1, see no signal: sigma would be infinite. SIGMA_CAP stands for
+         it. There n is 1 exactly, alpha is 1 / SIGMA_CAP, and the network is asked at its true last time. (An epsilon network says
+         nothing about the image there, so that pair is refused.)
+Shapes   any; images are along dimension 0, channels (learned variance only) along dimension 1.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from vis_accel.errors import NotApplicableError, UnknownNameError, UsageError
+from vis_accel.samplers.betas import SCHEDULES, sigma_table
+
+SIGMA_CAP = 1e6  # stands for infinity: 1 / SIGMA_CAP is below what float32 images can show, SIGMA_CAP**2 is far from overflow
+
+Kind = Literal["vp", "flow"]
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
+PREDICTIONS: dict[Kind, tuple[Prediction, ...]] = {
+    "vp": ("epsilon", "v_prediction", "sample"),
+    "flow": ("flow_prediction", "sample"),
+}
+
+
+class Evaluation(NamedTuple):
+    """What a denoiser answers for one request.
+
+    Attributes:
+        denoised: D(x; sigma), the image expected under the noise; shape of x.
+        log_variance: of the network's own one-time step in its own scale, if it learned one (`NoiseModel.split_variance`).
+    """
+
+    denoised: Tensor
+    log_variance: Tensor | None = None
+
+
+Denoiser = Callable[[Tensor, float], Evaluation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseModel:
+    """Times, noise levels and output meaning of one network.
+
+    Attributes:
+        kind: "vp" (variance-preserving, a table over discrete times) or "flow" (straight paths, continuous time).
+        prediction: what the network's output is; see the module's table.
+        table: vp only: sigma at t = 0 .. T-1, rising; the last may be SIGMA_CAP.
+        times: T, the number of discrete times (flow: the factor between s and t).
+        shift: flow only: s -> shift s / (1 + (shift - 1) s), applied by the "flow" and "trailing" schedules.
+        ramp_end: flow only: the smallest s, before `shift`, of the "flow" schedule.
+        steps_offset: vp only: added to the times of the "leading" schedule.
+        clip: D is clamped to [-clip, clip]; None: it is not.
+        threshold: (ratio, largest): dynamic thresholding of D instead (Saharia et al. 2022, arXiv:2205.11487, sec. 2.3).
+
+    Raises:
+        UsageError: fields that contradict each other.
+    """
+
+    kind: Kind
+    prediction: Prediction
+    table: tuple[float, ...] = ()
+    times: int = 1000
+    shift: float = 1.0
+    ramp_end: float = 0.001
+    steps_offset: int = 0
+    clip: float | None = None
+    threshold: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in PREDICTIONS:
+            raise UnknownNameError.of("kind of noise", str(self.kind), PREDICTIONS)
+        if self.prediction not in PREDICTIONS[self.kind]:
+            raise UnknownNameError.of(f"prediction of a {self.kind} network", str(self.prediction), PREDICTIONS[self.kind])
+        if self.kind == "flow":
+            if not (self.shift > 0 and 0 < self.ramp_end < 1 and not self.table):
+                raise UsageError(f"A flow model needs shift > 0, 0 < ramp_end < 1 and no table; got {self.shift}, {self.ramp_end}.")
+            return
+        if len(self.table) != self.times or self.times < 2:
+            raise UsageError(f"A vp model needs one sigma for each of its times (at least 2): {len(self.table)} for {self.times}.")
+        if not (self.table[0] > 0 and all(a < b for a, b in zip(self.table, self.table[1:], strict=False))):
+            raise UsageError("A vp model's table of sigmas must be positive and strictly rising.")
+        if self.sigma_max >= SIGMA_CAP and self.prediction == "epsilon":
+            raise NotApplicableError(
+                "This model starts from pure noise (zero terminal SNR) but predicts the noise: there its output says nothing "
+                "about the image. Such models predict v_prediction or sample."
+            )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> NoiseModel:
+        """Reads the configuration of any diffusers scheduler that describes a VP or a flow model.
+
+        Only what the network was trained on is read: betas, prediction, clipping, flow shift. How the source spaced its steps
+        (Karras flags, timestep_spacing, final_sigmas_type) is a schedule's business and is ignored.
+
+        Args:
+            config: `pipe.scheduler.config`, complete as diffusers gives it.
+
+        Raises:
+            NotApplicableError: noise this package has no space for, with the reason.
+        """
+        _refuse(config)
+        guard = _guard(config)
+        times = int(config.get("num_train_timesteps", 1000))
+        if _is_flow(config):
+            # FlowMatch schedulers ramp s down to 1/T shifted once, then shift the ramp; with dynamic shifting only the latter.
+            dynamic = bool(config.get("use_dynamic_shifting"))
+            shift = 1.0 if dynamic else float(config.get("shift", config.get("flow_shift", 1.0)))
+            return cls(kind="flow", prediction="flow_prediction", times=times, shift=shift, ramp_end=_shift(1 / times, shift), **guard)
+        betas = _betas(config, times)
+        table = sigma_table(betas, zero_terminal_snr=bool(config.get("rescale_betas_zero_snr")), infinity=SIGMA_CAP)
+        prediction = cast(Prediction, config.get("prediction_type", "epsilon"))
+        offset = int(config.get("steps_offset", 0))
+        return cls(kind="vp", prediction=prediction, table=table, times=len(table), steps_offset=offset, **guard)
+
+    @property
+    def sigma_min(self) -> float:
+        """The smallest noise level the network was trained on."""
+        return self.table[0] if self.kind == "vp" else self.sigma_at(1.0)
+
+    @property
+    def sigma_max(self) -> float:
+        """The largest noise level the network was trained on; SIGMA_CAP if it is infinite."""
+        return self.table[-1] if self.kind == "vp" else SIGMA_CAP
+
+    @cached_property
+    def _log_table(self) -> tuple[float, ...]:
+        return tuple(math.log(s) for s in self.table)
+
+    def alpha(self, sigma: float) -> float:
+        """The scale of the image in the network's input: x_t = alpha(sigma) * x."""
+        if sigma >= SIGMA_CAP:
+            return 1.0 / sigma  # so that the noise in x_t has standard deviation 1 exactly
+        return 1.0 / (1.0 + sigma) if self.kind == "flow" else 1.0 / math.sqrt(1.0 + sigma * sigma)
+
+    def sigma_at(self, time: float) -> float:
+        """Noise over signal at a network time; log-linear between the times of a table, which it meets exactly.
+
+        Raises:
+            UsageError: a time the network does not know.
+        """
+        last = self.times if self.kind == "flow" else self.times - 1
+        if not 0 <= time <= last:
+            raise UsageError(f"Time {time} is outside the network's 0 .. {last}.")
+        if self.kind == "flow":
+            s = time / self.times
+            return min(s / (1.0 - s), SIGMA_CAP) if s < 1 else SIGMA_CAP
+        low = math.floor(time)
+        if low == time:
+            return self.table[low]
+        part = time - low
+        return math.exp((1 - part) * self._log_table[low] + part * self._log_table[low + 1])
+
+    def time_at(self, sigma: float) -> float:
+        """The network time for a noise level, fractional between a table's; the inverse of `sigma_at`.
+
+        Levels outside the table get its first or last time: the network knows no other.
+        """
+        if self.kind == "flow":
+            return float(self.times) if sigma >= SIGMA_CAP else self.times * sigma / (1.0 + sigma)
+        high = bisect_left(self.table, sigma)
+        if high == len(self.table):
+            return high - 1.0
+        if high == 0 or self.table[high] == sigma:
+            return float(high)
+        below, above = self._log_table[high - 1], self._log_table[high]
+        return high - 1 + (math.log(sigma) - below) / (above - below)
+
+    def denoised(self, output: Tensor, sample: Tensor, sigma: float) -> Tensor:
+        """The denoised image D that a network's output stands for, clipped or thresholded as the model wants it.
+
+        Args:
+            output: what the network returned, shape of `sample` (cut off a learned variance first: `split_variance`).
+            sample: x_t, the network's input, in the network's own scale.
+            sigma: the noise level of `sample`.
+        """
+        a = self.alpha(sigma)
+        n = a * sigma
+        if self.prediction == "epsilon":
+            image = (sample - n * output) / a
+        elif self.prediction == "v_prediction":
+            image = a * sample - n * output
+        elif self.prediction == "flow_prediction":
+            image = sample - n * output
+        else:
+            image = output
+        if self.threshold is not None:
+            return dynamic_threshold(image, *self.threshold)
+        return image if self.clip is None else image.clamp(-self.clip, self.clip)
+
+    def split_variance(self, output: Tensor, sigma: float, sigma_next: float | None = None) -> tuple[Tensor, Tensor]:
+        """Splits the output of a learned-variance network (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
+
+        Args:
+            output: [B, 2C, ...]: the prediction, then v, which runs from -1 (smallest variance) to 1 (largest).
+            sigma: the noise level of the network's input.
+            sigma_next: the level stepped to; None: that of the time before, 0 from time 0.
+
+        Returns:
+            The prediction [B, C, ...] and log variance [B, C, ...] of x_t after the step, in the network's scale.
+        """
+        if self.kind != "vp" or output.shape[1] % 2:
+            raise UsageError(f"A learned variance needs a vp network and an even number of channels; got {self.kind}, {output.shape[1]}.")
+        prediction, v = output.chunk(2, dim=1)
+        time = self.time_at(sigma)
+        t = sigma_next if sigma_next is not None else (self.sigma_at(time - 1) if time >= 1 else 0.0)
+        # At the last step the smaller variance is 0: as in the paper's code, the logarithm of time 1 is used instead.
+        log_small = math.log(_variances(sigma, t)[0] if t > 0 else _variances(self.table[1], self.table[0])[0])
+        log_large = math.log(_variances(sigma, t)[1])
+        f = (v + 1) / 2
+        return prediction, f * log_large + (1 - f) * log_small
+
+    def denoiser(self, network: Callable[[Tensor, float], Tensor], *, round_times: bool = False) -> Denoiser:
+        """Wraps a network for the pull form of sampling.
+
+        Args:
+            network: (x_t, time) -> output, x_t in the network's own scale; [B, C, ...] in, [B, C or 2C, ...] out.
+            round_times: ask at whole times only, for networks that look their time up in a table.
+
+        Returns:
+            (x, sigma) -> Evaluation, in the solvers' space.
+        """
+
+        def denoise(x: Tensor, sigma: float) -> Evaluation:
+            sample = self.alpha(sigma) * x
+            time = self.time_at(sigma)
+            output, log_variance = network(sample, float(round(time)) if round_times else time), None
+            if x.ndim > 1 and output.shape[1] == 2 * x.shape[1]:
+                output, log_variance = self.split_variance(output, sigma)
+            return Evaluation(self.denoised(output, sample, sigma), log_variance)
+
+        return denoise
+
+
+def dynamic_threshold(image: Tensor, ratio: float, largest: float) -> Tensor:
+    """Clamps each image to its own `ratio` quantile of absolute values, kept in [1, largest], and divides by it.
+
+    Args:
+        image: [B, ...], any rank; latents [B, L, C] as well as [B, C, H, W].
+        ratio: which quantile, 0 .. 1; the paper's value is 0.995.
+        largest: upper bound of the quantile.
+    """
+    rows = image.abs().float().reshape(image.shape[0] if image.ndim else 1, -1)
+    place = ratio * (rows.shape[1] - 1)
+    low = math.floor(place)
+    # torch.quantile refuses more than 2^24 elements; two order statistics do not.
+    below, above = (rows.kthvalue(min(k, rows.shape[1] - 1) + 1, dim=1).values for k in (low, low + 1))
+    s = torch.lerp(below, above, place - low).clamp(1.0, max(1.0, largest)).to(image.dtype)
+    s = s.reshape(-1, *[1] * (image.ndim - 1)) if image.ndim else s.reshape(())
+    return image.clamp(-s, s) / s
+
+
+def _variances(s: float, t: float) -> tuple[float, float]:
+    """The two bounds of a reverse step's variance, sigma s -> t, in the VP scale: (posterior, forward beta)."""
+    beta = (s * s - t * t) / (1 + s * s)
+    return beta * (t * t / (1 + t * t)) * ((1 + s * s) / (s * s)), beta
+
+
+def _shift(s: float, shift: float) -> float:
+    return shift * s / (1 + (shift - 1) * s)
+
+
+def _is_flow(config: Mapping[str, Any]) -> bool:
+    named = str(config.get("_class_name", "")).startswith("FlowMatch")
+    return named or bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
+
+
+def _refuse(config: Mapping[str, Any]) -> None:
+    name = str(config.get("_class_name", "this scheduler"))
+    reasons = (
+        ("sigma_data" in config, "an EDM-preconditioned network (sigma_data), whose inputs and outputs are scaled in another way"),
+        (config.get("timestep_type") == "continuous", "a network that takes log(sigma) / 4 for its time"),
+        (config.get("snr_shift_scale") not in (None, 1), "a table rescaled by snr_shift_scale"),
+        (bool(config.get("invert_sigmas")), "a flow that runs from 0 to 1 (invert_sigmas)"),
+    )
+    for found, reason in reasons:
+        if found:
+            raise NotApplicableError(f"{name} describes {reason}; the samplers know variance-preserving and flow models.")
+
+
+def _betas(config: Mapping[str, Any], times: int) -> Sequence[float]:
+    if config.get("trained_betas") is not None:
+        return [float(b) for b in config["trained_betas"]]
+    name = config.get("beta_schedule")
+    if name is None:
+        raise NotApplicableError(f"{config.get('_class_name', 'This scheduler')} has no beta_schedule: its noise levels are unknown.")
+    if name not in SCHEDULES:
+        raise UnknownNameError.of("beta schedule", str(name), SCHEDULES)
+    return SCHEDULES[name](float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02)), times)
+
+
+def _guard(config: Mapping[str, Any]) -> dict[str, Any]:
+    if config.get("thresholding"):
+        return {"threshold": (float(config.get("dynamic_thresholding_ratio", 0.995)), float(config.get("sample_max_value", 1.0)))}
+    return {"clip": float(config.get("clip_sample_range", 1.0))} if config.get("clip_sample") else {}

@@ -1,0 +1,179 @@
+"""Where a solver's knots lie: n+1 strictly falling noise levels, sigma = noise / signal.
+
+Times    leading, trailing, linspace (Lin et al. 2024, arXiv:2305.08891, table 2) and quadratic (Song et al. 2020, arXiv:2010.02502,
+         appendix D.2) choose whole network times; their sigmas are the table's own. Trailing starts at the last time, where the input
+         is what the network was trained on as pure noise; leading starts up to T/n below it.
+Sigmas   logsnr (Lu et al. 2022, arXiv:2206.00927, sec. 3.4) is geometric in sigma; karras (Karras et al. 2022, arXiv:2206.00364,
+         eq. 5, rho = 7) is linear in sigma^(1/7). Both need a finite first sigma.
+Flow     flow is the ramp of s from 1 to the model's `ramp_end`, then its shift (Esser et al. 2024, arXiv:2403.03206, eq. 23);
+         trailing on a flow model ends the ramp at 1/n.
+Ends     "zero" appends sigma = 0, reached by the last call; "sigma_min" ends at the smallest level the network knows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from vis_accel.errors import NotApplicableError, UnknownNameError, UsageError
+from vis_accel.samplers.noise import SIGMA_CAP, NoiseModel
+
+NAMES: dict[str, str] = {
+    "auto": "flow for flow models, trailing for all others",
+    "leading": "whole times 0, r, 2r, ... with r = T // n, plus the model's steps_offset; vp only",
+    "trailing": "times T, T - T/n, ...: starts where the noise is purest, the safe choice for few steps",
+    "linspace": "n rounded times from T-1 down to 0; vp only",
+    "quadratic": "times growing quadratically up to 0.8 T: dense near the image; vp only",
+    "logsnr": "equal steps of log sigma; good on small images; finite start only",
+    "karras": "equal steps of sigma^(1/7); finite start only",
+    "flow": "equal steps of s, then the model's shift; flow only",
+}
+_WHOLE_TIMES = ("leading", "trailing", "linspace", "quadratic")
+RHO = 7.0  # Karras et al., appendix D.1: 5 .. 10 look best
+
+
+def resolve(name: str, noise: NoiseModel) -> str:
+    """The schedule that "auto" means for this model; every other name stands for itself."""
+    if name != "auto":
+        return name
+    return "flow" if noise.kind == "flow" else "trailing"
+
+
+def create(name: str | Sequence[float], n: int | None, noise: NoiseModel, *, end: str = "zero") -> tuple[float, ...]:
+    """The knots of a run of n steps.
+
+    Args:
+        name: one of `NAMES`, or the sigmas themselves, falling; a last 0 may be left out (end="zero" appends it).
+        n: the number of steps, 1 .. T; None: as many as explicit sigmas give.
+        noise: the model the knots are for.
+        end: "zero" or "sigma_min".
+
+    Returns:
+        n+1 strictly falling floats; the last is 0.0 for end="zero".
+
+    Raises:
+        UnknownNameError: a schedule or an end nobody offers.
+        UsageError: an n or sigmas this model cannot have.
+        NotApplicableError: a schedule that does not fit the model.
+    """
+    if end not in ("zero", "sigma_min"):
+        raise UnknownNameError.of("end of a schedule", str(end), ("zero", "sigma_min"))
+    if not isinstance(name, str):
+        return _explicit(name, n, noise, end)
+    if name not in NAMES:
+        raise UnknownNameError.of("schedule", name, NAMES)
+    if n is None or isinstance(n, bool) or not 1 <= n <= noise.times:
+        raise UsageError(f"The number of steps must be 1 .. {noise.times}, the times this model was trained on; got {n}.")
+    name = resolve(name, noise)
+    if noise.kind == "flow":
+        knots = _flow(name, n, noise)
+    elif name == "flow":
+        raise _unfit(name, "needs a flow model", noise)
+    elif name in _WHOLE_TIMES:
+        return _whole_times(name, n, noise, end)
+    else:
+        knots = _sigma_space(name, n, noise, end)
+    return (*knots, 0.0) if end == "zero" else _down_to_sigma_min(knots, n, noise)
+
+
+def _unfit(name: str, reason: str, noise: NoiseModel) -> NotApplicableError:
+    allowed = ("flow", "trailing") if noise.kind == "flow" else tuple(k for k in _WHOLE_TIMES)
+    return NotApplicableError(f"The schedule {name} {reason}.", hint=f"schedules of this model: auto, {', '.join(allowed)}, or sigmas")
+
+
+# Whole network times.
+
+
+def _leading(n: int, total: int, offset: int) -> list[int]:
+    ratio = total // n
+    offset = min(offset, total - 1 - (n - 1) * ratio)  # n = T leaves no room for an offset
+    return [i * ratio + offset for i in reversed(range(n))]
+
+
+def _trailing(n: int, total: int, offset: int) -> list[int]:
+    return [round(total - i * (total / n)) - 1 for i in range(n)]
+
+
+def _linspace(n: int, total: int, offset: int) -> list[int]:
+    return [round((total - 1) * (1 - i / (n - 1))) for i in range(n)] if n > 1 else [total - 1]
+
+
+def _quadratic(n: int, total: int, offset: int) -> list[int]:
+    top, times = 0.8 * total, [-1]
+    for i in range(n):
+        u = i / (n - 1) if n > 1 else 1.0
+        times.append(max(int(top * u * u + 1e-9), times[-1] + 1))  # near 0 the squares are closer than whole times can be
+    return times[:0:-1]
+
+
+_TIMES: dict[str, Callable[[int, int, int], list[int]]] = {
+    "leading": _leading,
+    "trailing": _trailing,
+    "linspace": _linspace,
+    "quadratic": _quadratic,
+}
+
+
+def _whole_times(name: str, n: int, noise: NoiseModel, end: str) -> tuple[float, ...]:
+    times = _TIMES[name](n, noise.times, noise.steps_offset)
+    if end == "zero":
+        return (*(noise.sigma_at(t) for t in times), 0.0)
+    if times[-1] == 0:  # the last time is the end itself, so one more is needed above it
+        if n + 1 > noise.times:
+            raise UsageError(f"end='sigma_min' leaves room for {noise.times - 1} steps; got {n}.")
+        times = _TIMES[name](n + 1, noise.times, noise.steps_offset)[:-1]
+    return tuple(noise.sigma_at(t) for t in (*times, 0))
+
+
+# Sigmas.
+
+
+def _sigma_space(name: str, n: int, noise: NoiseModel, end: str) -> list[float]:
+    if noise.sigma_max >= SIGMA_CAP:
+        raise _unfit(name, "needs a finite first sigma, and this model starts from pure noise", noise)
+    high, low = noise.sigma_max, noise.sigma_min
+    count = n if end == "zero" else n + 1
+    ramp = [i / (count - 1) for i in range(count)] if count > 1 else [0.0]
+    if name == "logsnr":
+        inner = [high * (low / high) ** u for u in ramp]
+    else:
+        inner = [(high ** (1 / RHO) + u * (low ** (1 / RHO) - high ** (1 / RHO))) ** RHO for u in ramp]
+    return [high, *inner[1:-1], low] if count > 1 else [high]  # the ends exactly, so that they meet the network's own times
+
+
+def _flow(name: str, n: int, noise: NoiseModel) -> list[float]:
+    if name not in ("flow", "trailing"):
+        raise _unfit(name, "needs a table of whole times or a finite first sigma, and this is a flow model", noise)
+    last = noise.ramp_end if name == "flow" else 1 / n
+    ramp = [1 + (last - 1) * i / (n - 1) for i in range(n)] if n > 1 else [1.0]
+    return [noise.sigma_at(noise.times * min(noise.shift * s / (1 + (noise.shift - 1) * s), 1.0)) for s in ramp]
+
+
+def _down_to_sigma_min(knots: Sequence[float], n: int, noise: NoiseModel) -> tuple[float, ...]:
+    """Ends sigma-space knots, which do so already, or flow knots at sigma_min."""
+    if len(knots) == n + 1:
+        return tuple(knots)
+    if knots[-1] <= noise.sigma_min:
+        raise UsageError(f"This schedule passes sigma_min = {noise.sigma_min:.3g} with {n} steps; use end='zero'.")
+    return (*knots, noise.sigma_min)
+
+
+def _explicit(sigmas: Sequence[float], n: int | None, noise: NoiseModel, end: str) -> tuple[float, ...]:
+    knots = tuple(SIGMA_CAP if s == math.inf else float(s) for s in sigmas)
+    if end == "zero" and knots and knots[-1] != 0:
+        knots = (*knots, 0.0)
+    check(knots)
+    if knots[0] > noise.sigma_max * (1 + 1e-6):
+        raise UsageError(f"The schedule starts at sigma = {knots[0]:.6g}, above the model's largest, {noise.sigma_max:.6g}.")
+    if n is not None and n != len(knots) - 1:
+        raise UsageError(f"The schedule has {len(knots) - 1} steps of its own; got steps={n}.", hint="leave steps out")
+    return knots
+
+
+def check(knots: Sequence[float]) -> None:
+    """Raises UsageError unless there are two knots or more, finite, strictly falling and not below 0."""
+    finite = all(math.isfinite(s) and s >= 0 for s in knots)
+    if len(knots) < 2 or not finite or any(s <= t for s, t in pairwise(knots)):
+        shown = ", ".join(f"{s:.6g}" for s in knots[:8]) + (", ..." if len(knots) > 8 else "")
+        raise UsageError(f"Sigmas must be two or more finite numbers, strictly falling, none below 0; got ({shown}).")

@@ -1,0 +1,110 @@
+"""What a solver is: a sampler method whose mathematics is a generator.
+
+Space    x has data scale 1 (x = x_t / alpha_t) and sigma = noise / signal, falling; D(x; sigma) is the denoised image. With
+         d = (x - D) / sigma, the probability-flow equation is dx / dsigma = d (Karras et al. 2022, arXiv:2206.00364, eq. 1).
+Protocol the generator asks for an evaluation by `yield x, sigma` and gets `(x, Evaluation)` back: x comes back too, since a pipeline's
+         callback may have edited it. It returns the image. It never knows who runs it: `driver.sample` pulls it, a diffusers
+         pipeline pushes it.
+Infinity a first sigma of SIGMA_CAP stands for infinity: that step is first order, and its evaluation enters no history.
+Cost     coefficients are Python floats (doubles), so nothing waits for a device; x keeps its dtype and device.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from vis_accel.errors import NotApplicableError, UsageError
+from vis_accel.handle import Handle
+from vis_accel.method import Context, Exactness, Family, Method, Touch, option
+from vis_accel.samplers import schedules
+from vis_accel.samplers.noise import SIGMA_CAP, Evaluation
+
+if TYPE_CHECKING:
+    from vis_accel.samplers.noise import NoiseModel
+
+__all__ = ["SIGMA_CAP", "Evaluation", "Noise", "Past", "Reply", "Request", "Solve", "Solver", "draw"]
+
+Request: TypeAlias = tuple[Tensor, float]  # (x, sigma)
+Reply: TypeAlias = tuple[Tensor, Evaluation]  # (x, perhaps edited; what the denoiser says of it)
+Solve: TypeAlias = Generator[Request, Reply, Tensor]
+Past: TypeAlias = tuple[float, Tensor, Tensor]  # (sigma, x, D), an exact evaluation from before the first knot
+Noise: TypeAlias = Callable[[Tensor], Tensor]  # like -> standard normal noise of its shape, dtype and device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver(Method):
+    """Base of all solvers.
+
+    Attributes:
+        steps: the number of solver steps; None: what the pipeline is called with.
+        schedule: a name of `schedules.NAMES`, or the sigmas themselves, falling, a last 0 perhaps left out.
+    """
+
+    family: ClassVar[Family] = "sampler"
+    exactness: ClassVar[Exactness] = "approximate"
+    touches: ClassVar[tuple[Touch, ...]] = (Touch("scheduler", "replaces"),)
+
+    steps: int | None = option(None, "the number of solver steps", low=1)
+    schedule: str | tuple[float, ...] = option("auto", "where the knots lie", choices=tuple(schedules.NAMES))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.schedule, tuple):
+            try:
+                schedules.check(self.schedule if self.schedule[-1:] == (0.0,) else (*self.schedule, 0.0))
+            except UsageError:
+                raise self.refused("schedule", "must be sigmas above 0, strictly falling, with or without a last 0") from None
+            own = len(self.schedule) - (self.schedule[-1] == 0)
+            if self.steps not in (None, own):
+                raise self.refused("steps", f"must be {own}, the steps of the given schedule, or be left out")
+
+    def knots(self, steps: int | None, noise: NoiseModel) -> tuple[float, ...]:
+        """The knots of a run on this model: its own number of steps or, if it has none, `steps`.
+
+        Raises:
+            UsageError: a number or a schedule the model cannot have.
+        """
+        own = isinstance(self.schedule, tuple)
+        return schedules.create(self.schedule, None if own else self.steps or steps, noise)
+
+    def check_target(self, view: Any) -> None:
+        """Refuses what has no scheduler to replace, noise that the samplers have no space for, and a schedule that does not fit the noise."""
+        if not hasattr(view, "install_scheduler"):
+            raise NotApplicableError(f"{self.name} replaces the sampler of a diffusion pipeline, and the target has none.")
+        self.knots(self.steps or 1, view.noise)
+
+    def apply(self, target: Any, context: Context) -> Handle:
+        """Puts the solver in the place of the pipeline's scheduler."""
+        from vis_accel.samplers.scheduler import SolverScheduler
+
+        view = context.view
+        with Handle.building(target, str(self)) as handle:
+            view.install_scheduler(handle, SolverScheduler(self, view.noise, target.scheduler, target))
+        return handle
+
+    @property
+    @abstractmethod
+    def convergence_order(self) -> int:
+        """p, when the error of the deterministic solver falls like (step length)^p."""
+
+    @abstractmethod
+    def solve(self, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None, history: Sequence[Past] = ()) -> Solve:
+        """Runs from sigmas[0] to sigmas[-1]; see the module's text for the protocol.
+
+        Args:
+            x: the state at sigmas[0], data scale 1; any shape, images along dimension 0.
+            sigmas: two knots or more, strictly falling; the last may be 0. The tail of a schedule is a schedule.
+            noise: where stochastic solvers get their noise; None (a dry run): zeros.
+            history: exact evaluations at sigmas above sigmas[0], oldest first, for multistep solvers to start at full order.
+        """
+
+
+def draw(noise: Noise | None, x: Tensor) -> Tensor:
+    """Standard normal noise like x, or zeros in a dry run."""
+    return torch.zeros_like(x) if noise is None else noise(x)

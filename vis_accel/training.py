@@ -1,0 +1,311 @@
+"""One trainer for every network this package trains: on accelerate, resumable, with an exponential moving average.
+
+A task says what is trained (`Task`); the trainer owns the loop. Which examples a step sees and which random numbers it draws are functions of
+(seed, step, process) alone, so a run killed at any moment and resumed sees the same next batch, and two processes with half a batch each
+see together what one process sees.
+
+    train(task, TrainingConfig(steps=1000, batch_size=128, learning_rate=1e-3), output=Path("runs/x"))
+
+The output folder holds checkpoint.safetensors (weights, average, optimiser; written atomically every few minutes), history.json (loss, learning rate and
+evaluations), curve.png and whatever the task exports. The learning rate warms up linearly, stays, and falls linearly to zero over
+the last part of the run ("warm-up, stable, decay").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vis_accel.errors import RunError, UsageError
+from vis_accel.files import write_atomic
+
+__all__ = ["Task", "TrainingConfig", "TrainingResult", "batch_indices", "learning_rate", "train"]
+
+CHECKPOINT = "checkpoint.safetensors"
+HISTORY = "history.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Everything that determines a run, apart from the task."""
+
+    steps: int  # optimiser steps
+    batch_size: int  # examples per step, over all processes
+    learning_rate: float  # at its highest
+    optimizer: str = "adamw"  # "adamw" or "sgd" (Nesterov momentum 0.9)
+    weight_decay: float = 0.0  # of matrices and kernels; vectors are never decayed
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: float = 0.05  # share of the steps over which the learning rate rises
+    decay: float = 0.5  # share of the steps, at the end, over which it falls to zero
+    ema_decay: float = 0.999  # of the moving average of the weights
+    clip: float | None = 1.0  # largest norm of the gradient
+    mixed_precision: str = "bf16"  # "bf16" or "no"
+    compile: bool = True
+    channels_last: bool = False
+    seed: int = 0
+    checkpoint_seconds: float = 180.0
+    evaluate_every: int = 0  # steps; 0: only at the end
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise UsageError(f"A training needs steps >= 1 and batch_size >= 1; got {self.steps} and {self.batch_size}.")
+        if self.optimizer not in ("adamw", "sgd"):
+            raise UsageError(f"optimizer is adamw or sgd; got {self.optimizer!r}.")
+        if self.mixed_precision not in ("bf16", "no"):
+            raise UsageError(f"mixed_precision is bf16 or no; got {self.mixed_precision!r}.")
+
+
+class Task(Protocol):
+    """What is trained. The trainer calls these and nothing else."""
+
+    name: str
+    model: nn.Module
+    examples: int  # number of training examples
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The examples `indices`, augmented with random numbers of `generator`; called under no_grad, outside the compiled step."""
+
+    def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
+        """The scalar to be minimised; runs under autocast."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Scores of the averaged model, by name."""
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Writes the averaged model, and pictures of it, below `folder`."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended: scores of the averaged model, images seen, seconds of training."""
+
+    scores: dict[str, float]
+    images: int
+    seconds: float
+    history: list[dict[str, float]]
+
+
+def batch_indices(step: int, *, examples: int, batch_size: int, seed: int) -> Tensor:
+    """Indices of the examples of `step` (int64, batch_size): a fresh permutation each epoch, the last incomplete batch of it left out."""
+    per_epoch = max(1, examples // batch_size)
+    epoch, place = divmod(step, per_epoch)
+    order = torch.randperm(examples, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return order[place * batch_size : (place + 1) * batch_size]
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Learning rate of `step`: linear warm-up, constant, linear to zero."""
+    rise = (step + 1) / max(1.0, config.warmup * config.steps)
+    fall = (config.steps - step) / max(1.0, config.decay * config.steps)
+    return config.learning_rate * min(1.0, rise, fall)
+
+
+def train(
+    task: Task,
+    config: TrainingConfig,
+    *,
+    output: Path,
+    resume: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> TrainingResult:
+    """Trains `task` and exports it below `output`.
+
+    Args:
+        task: what is trained.
+        config: how; a resumed run must have the configuration of the checkpoint.
+        output: folder for checkpoint, history, curve and export.
+        resume: go on from the checkpoint in `output`, if there is one.
+        report: receives a line of progress now and then.
+
+    Raises:
+        UsageError: a checkpoint of another configuration, or one that would be overwritten.
+        RunError: the loss is no longer finite; the last good checkpoint stays.
+    """
+    run = _Run(task, config, output, report)
+    run.begin(resume)
+    for step in range(run.step, config.steps):
+        run.advance(step)
+    return run.finish()
+
+
+class _Run:
+    """The state of one training."""
+
+    def __init__(self, task: Task, config: TrainingConfig, output: Path, report: Callable[[str], None]) -> None:
+        from accelerate import Accelerator
+        from timm.utils import ModelEmaV3
+
+        self.task, self.config, self.output, self.report = task, config, output, report
+        self.accelerator = Accelerator(mixed_precision="no")  # autocast is ours: accelerate's would wrap the user's forward
+        if config.batch_size % self.accelerator.num_processes:
+            raise UsageError(f"A batch of {config.batch_size} cannot be shared by {self.accelerator.num_processes} processes.")
+        if config.channels_last:
+            task.model.to(memory_format=torch.channels_last)
+        self.model, self.optimizer = self.accelerator.prepare(task.model, _optimizer(task.model, config))
+        self.ema = ModelEmaV3(task.model, decay=config.ema_decay, use_warmup=True, foreach=True)
+        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.step, self.seconds = 0, 0.0
+        self.history: list[dict[str, float]] = []
+        self.losses: list[Tensor] = []
+
+    def begin(self, resume: bool) -> None:
+        self.output.mkdir(parents=True, exist_ok=True)
+        path = self.output / CHECKPOINT
+        if path.exists() and not resume:
+            raise UsageError(f"{path} exists already.", hint="add --resume to go on from it, or give another --output")
+        if path.exists():
+            meta = _load(path, task=self.task, ema=self.ema.module, optimizer=self.optimizer.optimizer)
+            _same_configuration(meta["config"], self.config)
+            self.step, self.seconds, self.history = meta["step"], meta["seconds"], meta["history"]
+            self.report(f"resumed at step {self.step} of {self.config.steps}")
+        self.model.train()
+        self.started = self.saved = self.told = time.monotonic()
+        self.first_step = self.step
+
+    def advance(self, step: int) -> None:
+        config, process = self.config, self.accelerator.process_index
+        mine = batch_indices(step, examples=self.task.examples, batch_size=config.batch_size, seed=config.seed)
+        mine = mine.chunk(self.accelerator.num_processes)[process]
+        generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 64 + process)
+        with torch.no_grad():
+            batch = tuple(part.to(self.accelerator.device) for part in self.task.batch(mine, generator))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, config)
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+            loss = self.task.loss(self.forward, *batch)
+        self.accelerator.backward(loss)
+        if config.clip is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.task.model, step=step)
+        self.losses.append(loss.detach())
+        self.step = step + 1
+        self._watch()
+
+    def _watch(self) -> None:
+        """Reports, evaluates and saves when it is time."""
+        now, last = time.monotonic(), self.step == self.config.steps
+        evaluate = last or (self.config.evaluate_every and self.step % self.config.evaluate_every == 0)
+        if now - self.told > 20 or evaluate or self.step == self.first_step + 1:
+            self._note(self.task.evaluate(self.ema.module.eval()) if evaluate else {})
+            self.told = time.monotonic()
+        if last or now - self.saved > self.config.checkpoint_seconds:
+            self.save()
+
+    def _note(self, scores: dict[str, float]) -> None:
+        mean = torch.stack(self.losses).float().mean().item()
+        self.losses.clear()
+        if not math.isfinite(mean):
+            raise RunError(
+                f"The loss of {self.task.name} is {mean} at step {self.step}; the last good checkpoint is {self.output / CHECKPOINT}.",
+                hint="lower the learning rate and go on with --resume",
+            )
+        spent = self.elapsed()
+        rate = (self.step - self.first_step) / max(1e-9, time.monotonic() - self.started)
+        row = {"step": self.step, "seconds": round(spent, 1), "loss": mean, "lr": learning_rate(self.step - 1, self.config)} | scores
+        self.history.append(row)
+        left = (self.config.steps - self.step) / rate
+        found = "".join(f"  {name} {value:.4g}" for name, value in scores.items())
+        images = rate * self.config.batch_size
+        self.report(f"step {self.step}/{self.config.steps}  loss {mean:.4f}{found}  {images:.0f} images/s  {left / 60:.1f} min left")
+
+    def elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self.started
+
+    def save(self) -> None:
+        self.saved = time.monotonic()
+        if not self.accelerator.is_main_process or any(not torch.isfinite(loss) for loss in self.losses):
+            return
+        meta = {"config": asdict(self.config), "step": self.step, "seconds": self.elapsed(), "history": self.history, "task": self.task.name}
+        _save(self.output / CHECKPOINT, meta, task=self.task, ema=self.ema.module, optimizer=self.optimizer.optimizer)
+
+    def finish(self) -> TrainingResult:
+        seconds = self.history[-1]["seconds"] if self.history else 0.0
+        known = {"step", "seconds", "loss", "lr"}
+        scores = {name: value for name, value in (self.history[-1] if self.history else {}).items() if name not in known}
+        result = TrainingResult(scores, self.config.steps * self.config.batch_size, seconds, self.history)
+        if self.accelerator.is_main_process:
+            self.task.export(self.ema.module.eval(), self.output)
+            write_atomic(self.output / HISTORY, json.dumps({"config": asdict(self.config), "history": self.history}, indent=1))
+            _draw_curve(self.history, self.output / "curve.png", self.task.name)
+        return result
+
+
+def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def _same_configuration(found: dict[str, Any], wanted: TrainingConfig) -> None:
+    ours = json.loads(json.dumps(asdict(wanted)))
+    free = {"checkpoint_seconds", "evaluate_every", "compile"}  # change nothing of the result
+    different = [f.name for f in fields(wanted) if f.name not in free and found.get(f.name) != ours[f.name]]
+    if different:
+        words = ", ".join(f"{name}: {found.get(name)} there, {ours[name]} here" for name in different)
+        raise UsageError(f"The checkpoint was made with another configuration ({words}).", hint="use the same options, or another --output")
+
+
+def _parts(task: Task, ema: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for prefix, module in (("model", task.model), ("ema", ema)):
+        for name, tensor in module.state_dict().items():
+            yield f"{prefix}.{name}", tensor
+
+
+def _save(path: Path, meta: dict[str, Any], *, task: Task, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    from safetensors.torch import save
+
+    tensors = dict(_parts(task, ema))
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items() if value is not None}
+    data = save({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, {"training": json.dumps(meta)})
+    write_atomic(path, data)
+
+
+def _load(path: Path, *, task: Task, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            meta: dict[str, Any] = json.loads(file.metadata()["training"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path} is not a checkpoint of this trainer: {error}") from error
+    if meta["task"] != task.name:
+        raise UsageError(f"{path} is a checkpoint of {meta['task']}, not of {task.name}.")
+    for prefix, module in (("model", task.model), ("ema", ema)):
+        module.load_state_dict({name: tensors[f"{prefix}.{name}"] for name in module.state_dict()})
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return meta
+
+
+def _draw_curve(history: list[dict[str, float]], path: Path, title: str) -> None:
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2), dpi=120, layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", title=title)
+    axes.plot([row["step"] for row in history], [row["loss"] for row in history], linewidth=1)
+    axes.grid(alpha=0.3)
+    image = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(image)
+    write_atomic(path, image.getvalue())
