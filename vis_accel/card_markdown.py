@@ -69,6 +69,7 @@ def _row(card: Card, record: Record, best: bool) -> dict[str, str]:
         "images/s": _quantity(speed.images_per_second if speed else None),
         **{f"x {name}": _quantity(speed.ratios.get(name) if speed else None) for name in _names(card.rows, "ratios")},
         **{name: _quantity(record.quality.get(name)) for name in _names(card.rows, "quality")},
+        "same quality": escape(record.verdict or "-"),
         "peak MB": _number(record.peak_memory_bytes and record.peak_memory_bytes / 1e6),
         "first call s": _number(record.first_call_seconds),
     }

@@ -110,6 +110,9 @@ def either(names: Iterable[str]) -> str:
 
 def shown(value: object, limit: int = 60) -> str:
     """`repr(value)` for a message: control characters escaped, cut in the middle when longer than `limit` characters."""
-    text = repr(value[: 2 * limit] + value[-limit:] if isinstance(value, str) and len(value) > 3 * limit else value)
+    try:
+        text = repr(value[: 2 * limit] + value[-limit:] if isinstance(value, str) and len(value) > 3 * limit else value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python prints, a list that nests too deep
+        text = f"<a huge {type(value).__name__}>"
     half = (limit - 3) // 2
     return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"

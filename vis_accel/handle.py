@@ -17,14 +17,14 @@ exactly those handles are active that were when it was made. What would be resto
 from __future__ import annotations
 
 import contextlib
-import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vis_accel.errors import RunError, UsageError
+from vis_accel.swaps import Change, run_all, set_attribute, set_item
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,23 +41,6 @@ class Removable(Protocol):
     def remove(self) -> None: ...
 
 
-class _Change:
-    """A change that can be made and taken back in turn; `undo` is None while it is not in place."""
-
-    def __init__(self, do: Callable[[], Callable[[], object]]) -> None:
-        self.do = do
-        self.undo: Callable[[], object] | None = do()
-
-    def forward(self) -> None:
-        if self.undo is None:
-            self.undo = self.do()
-
-    def back(self) -> None:
-        undo, self.undo = self.undo, None
-        if undo is not None:
-            undo()
-
-
 class Handle:
     """The changes one method (or one recipe) made to one target.
 
@@ -70,7 +53,7 @@ class Handle:
         self.target = target
         self.label = label
         self.children: tuple[Handle, ...] = ()
-        self._changes: list[_Change] = []
+        self._changes: list[Change] = []
         self._at_end: list[Callable[[], object]] = []
         self._state = "active"  # "suspended", "removed", "adopted"
         self._freed: str | None = None  # the label of the method that freed its originals
@@ -120,15 +103,15 @@ class Handle:
     def swap(self, do: Callable[[], Callable[[], object]]) -> None:
         """Makes the change `do()`, which returns its own undo; both are run again by `suspend` and `resume`, so both must be cheap."""
         self._require("active", "change the target through")
-        self._changes.append(_Change(do))
+        self._changes.append(Change(do))
 
     def swap_attribute(self, obj: Any, name: str, value: Any) -> None:
         """Sets `obj.name = value` by assignment; undone by assignment, or by deletion if the object itself had no such attribute."""
-        self.swap(lambda: _set_attribute(obj, name, value))
+        self.swap(lambda: set_attribute(obj, name, value))
 
     def swap_item(self, mapping: Any, key: Any, value: Any) -> None:
         """Sets `mapping[key] = value`, of a mapping or a mutable sequence; the undo deletes a key that did not exist."""
-        self.swap(lambda: _set_item(mapping, key, value))
+        self.swap(lambda: set_item(mapping, key, value))
 
     def swap_forward(self, module: Any, forward: Callable[..., Any]) -> None:
         """Lets `forward` answer calls of `module`; afterwards the module has no `forward` of its own again, if it had none."""
@@ -193,7 +176,7 @@ class Handle:
             self._refuse_change("suspend")
             self._refuse_under("suspend", {self}, active=True)
             self._state = "suspended"
-            _run_all(change.back for change in reversed(self._changes))
+            run_all(change.back for change in reversed(self._changes))
 
     def resume(self) -> None:
         """Puts suspended changes in place again; does nothing if they are.
@@ -213,7 +196,7 @@ class Handle:
                 for change in self._changes:
                     change.forward()
             except BaseException:
-                _run_all(change.back for change in reversed(self._changes))
+                run_all(change.back for change in reversed(self._changes))
                 raise
             self._state = "active"
 
@@ -231,7 +214,7 @@ class Handle:
         undos = [change.back for change in reversed(self._changes)]
         ends = list(reversed(self._at_end))
         self._changes, self._at_end = [], []
-        _run_all([*undos, *ends])
+        run_all([*undos, *ends])
 
     def _abandon(self, error: BaseException) -> None:
         """Undoes what a failed block had done; an error that leaves the target changed says so."""
@@ -295,54 +278,3 @@ def _forget(key: int) -> Callable[[weakref.ref[Handle]], None]:
 
 def _labels(handles: Iterable[Handle]) -> str:
     return ", ".join(repr(handle.label) for handle in handles) or "nothing"
-
-
-def _run_all(actions: Iterable[Callable[[], object]]) -> None:
-    """Runs all actions, whatever they raise, then raises the first error."""
-    first: BaseException | None = None
-    for action in actions:
-        try:
-            action()
-        except BaseException as error:  # KeyboardInterrupt too: half an undo is worse than a late interrupt
-            first = first or error
-    if first is not None:
-        raise first
-
-
-def _home(obj: Any, name: str) -> Any:
-    """The dict that holds the attribute of the object itself: its `__dict__` or one of a PyTorch module's three tables; else None."""
-    own: Mapping[str, Any] = getattr(obj, "__dict__", {})
-    tables = (own, *(own.get(table) for table in ("_modules", "_parameters", "_buffers")))
-    return next((table for table in tables if isinstance(table, Mapping) and name in table), None)
-
-
-def _set_attribute(obj: Any, name: str, value: Any) -> Callable[[], object]:
-    home = _home(obj, name)
-    assigned = home is not None or hasattr(inspect.getattr_static(type(obj), name, None), "__set__")
-    old = getattr(obj, name) if assigned else None
-    setattr(obj, name, value)
-
-    def undo() -> None:
-        if not assigned:
-            delattr(obj, name)
-        elif home is None or _home(obj, name) is home:
-            setattr(obj, name, old)  # by assignment: a pipeline keeps its config in step that way
-        else:  # a PyTorch module moved the name to another table
-            delattr(obj, name)
-            home[name] = old
-
-    return undo
-
-
-def _set_item(mapping: Any, key: Any, value: Any) -> Callable[[], object]:
-    absent = key not in mapping if isinstance(mapping, Mapping) else False
-    old = None if absent else mapping[key]
-    mapping[key] = value
-
-    def undo() -> None:
-        if absent:
-            del mapping[key]
-        else:
-            mapping[key] = old
-
-    return undo

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from vis_accel.errors import NotApplicableError
 from vis_accel.handle import Handle
@@ -22,7 +21,7 @@ from vis_accel.samplers.noise import NoiseModel
 
 __all__ = ["PIPELINES", "PipelineView", "Traits", "view"]
 
-Halves = Literal["conditional first", "unconditional first", "none"]
+Halves = Literal["conditional first", "unconditional first", "none", "unknown"]
 
 
 class Traits(NamedTuple):
@@ -101,7 +100,7 @@ class PipelineView:
         """
         handle.swap_item(vars(self.pipeline), "scheduler", scheduler)
         if hasattr(type(self.pipeline), "get_timesteps"):
-            handle.swap_item(vars(self.pipeline), "get_timesteps", _cut_at_knots(scheduler))
+            handle.swap_item(vars(self.pipeline), "get_timesteps", scheduler.get_timesteps)
 
 
 def view(pipeline: Any) -> PipelineView:
@@ -135,8 +134,8 @@ def _read(pipeline: Any) -> Traits:
         raise NotApplicableError(f"{cls.__name__} treats {demanded[0]} in a way of its own: a stand-in would change its result.")
     strange = sorted(set(re.findall(r"self\.scheduler\.(\w+)", text)) - _ANSWERED)
     if strange:
-        raise NotApplicableError(f"{cls.__name__} asks its scheduler for {', '.join(strange)}, which only the scheduler it was written for has.")
-    return Traits("unet" if denoisers[0] == "unet" else "transformer", "unconditional first", hasattr(pipeline, "vae"))
+        raise NotApplicableError(f"{cls.__name__} asks its scheduler for {', '.join(strange)}, which a stand-in does not have.")
+    return Traits("unet" if denoisers[0] == "unet" else "transformer", "unknown", hasattr(pipeline, "vae"))
 
 
 def _source(cls: type) -> str:
@@ -144,21 +143,3 @@ def _source(cls: type) -> str:
         return inspect.getsource(cls)
     except (OSError, TypeError):  # built-in, or made at run time
         return ""
-
-
-def _cut_at_knots(scheduler: Any) -> Callable[..., tuple[Tensor, int]]:
-    """`get_timesteps` of the image-to-image pipelines: which part of the run is left at a strength in 0 .. 1.
-
-    The stock methods slice `timesteps[start * order:]`, which lands inside a step of any solver whose calls per step vary.
-    """
-
-    def get_timesteps(num_inference_steps: int, strength: float, device: Any = None, denoising_start: float | None = None) -> tuple[Tensor, int]:
-        steps = scheduler.num_inference_steps  # the recipe's, which wins over the call's
-        if denoising_start is None:
-            first = steps - min(int(steps * strength), steps)
-        else:
-            cutoff = round(len(scheduler) * (1 - denoising_start))
-            first = sum(scheduler.noise.time_at(sigma) >= cutoff for sigma in scheduler.knots[:-1])
-        return scheduler.begin_at_knot(first), steps - first
-
-    return get_timesteps

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vis_accel import strict_json
 from vis_accel.errors import DataError, UsageError, shown
@@ -20,6 +20,8 @@ from vis_accel.method import Exactness
 SCHEMA = 1
 
 Scalar = str | int | float | bool | None
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ class Record:
         n: images (or samples) the quality is computed from.
         settings: what else was held fixed: guidance, steps, size, dtype.
         quality: by name: "FID[cifar10-features]", "PSNR", "top-1".
+        verdict: whether the quality is the same as the baseline's, and why, in words; None where no claim is made.
         speed: None if speed was not measured.
         counters: counted, never inferred: "calls" in time per image, "nfe" rows evaluated per image, "macs".
         peak_memory_bytes: of this row alone.
@@ -96,6 +99,7 @@ class Record:
     n: int
     settings: dict[str, Scalar] = field(default_factory=dict)
     quality: dict[str, Quantity] = field(default_factory=dict)
+    verdict: str | None = None
     speed: Speed | None = None
     counters: dict[str, int | float | None] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
@@ -250,7 +254,7 @@ def _point(record: Record, name: str) -> tuple[float, float] | None:
     return record.speed.images_per_second.value, -quality.value if name.startswith("FID") else quality.value
 
 
-def _reading(kind: type[Any], form: object, where: str) -> Any:
+def _reading(kind: type[T], form: object, where: str) -> T:
     try:
         return strict_json.read_form(kind, form, where, DataError)
     except UsageError as error:  # from __post_init__: here the file is wrong, not the caller

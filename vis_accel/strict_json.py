@@ -74,9 +74,8 @@ def _deeper(value: object, depth: int) -> bool:
     """Whether `value` nests more than `depth` deep; level by level, since a recursion is what deep nesting breaks."""
     level = [value]
     for _ in range(depth + 1):
-        level = [
-            element for group in level if isinstance(group, (dict, list)) for element in (group.values() if isinstance(group, dict) else group)
-        ]
+        groups = [group.values() if isinstance(group, dict) else group for group in level if isinstance(group, (dict, list))]
+        level = [element for group in groups for element in group]
     return bool(level)
 
 

@@ -22,9 +22,7 @@ class Mixture:
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         var = [q * q + sigma * sigma for q in self.q]
-        log_p = torch.stack(
-            [math.log(w) - (x - m) ** 2 / (2 * v) - 0.5 * math.log(v) for w, m, v in zip(self.w, self.m, var, strict=True)]
-        )
+        log_p = torch.stack([math.log(w) - (x - m) ** 2 / (2 * v) - 0.5 * math.log(v) for w, m, v in zip(self.w, self.m, var, strict=True)])
         means = torch.stack([(q * q * x + sigma * sigma * m) / v for q, m, v in zip(self.q, self.m, var, strict=True)])
         return (torch.softmax(log_p, dim=0) * means).sum(dim=0)
 

@@ -37,16 +37,22 @@ def start(n: int = 5) -> Tensor:
 
 
 @pytest.mark.parametrize(("name", "options"), EVERY, ids=IDS)
-def test_finite_for_every_number_of_steps_and_both_ends(mixture: Any, name: str, options: dict[str, Any]) -> None:
+def test_finite_for_every_number_of_steps_and_both_ends(name: str, options: dict[str, Any]) -> None:
     solver = create(name, **options)
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        return x / (1 + sigma * sigma) + 0.3
+
     for n in range(1, 31):
         for end in ("zero", "sigma_min"):
             for noise, which in ((VP, "auto"), (VP, "karras"), (FLOW, "auto")):
                 sigmas = schedules.create(which, n, noise, end=end)
                 x = torch.tensor([[0.4], [-1.1]]) / noise.alpha(sigmas[0])
-                image = sample(mixture.denoise, solver, x, sigmas)
+                image = sample(denoise, solver, x, sigmas)
                 assert image.dtype == torch.float32
-                assert bool((image.abs() < 10).all()), (n, end, which)
+                assert bool(image.isfinite().all()), (n, end, which)
+                if n >= 10:  # fewer steps of Heun over all noise levels are finite and no more
+                    assert float(image.abs().max()) < 10, (n, end, which)
 
 
 def run(mixture: Any, sigmas: tuple[float, ...], name: str, noise: Any = None, **options: Any) -> Tensor:
@@ -201,9 +207,10 @@ def test_corrector_adds_to_an_edited_point(mixture: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(Solver):
-    """Halves its step until the state is small: how many calls depends on the data."""
+    """Halves its state until it is small: how many calls that takes depends on the data."""
 
     name: ClassVar[str] = "adaptive"
+    factor: float = 0.5
 
     @property
     def convergence_order(self) -> int:
@@ -215,14 +222,16 @@ class Adaptive(Solver):
     def solve(self, x: Tensor, sigmas: Any, *, noise: Any = None, history: Any = ()) -> Solve:
         s = sigmas[0]
         while float(x.abs().max()) > 0.1:
-            x, y = yield x, s
-            x, s = (x + y.denoised) / 2 - 0.5 * x, s / 2
+            x, _ = yield x, s
+            x, s = self.factor * x, s / 2
         return x
 
 
 def test_plan_refuses_solvers_whose_calls_depend_on_the_data() -> None:
     with pytest.raises(AdaptiveError, match=r"samplers\.sample"):
         plan(Adaptive(), (4.0, 1.0, 0.0))
+    with pytest.raises(AdaptiveError, match="without coming to an end"):
+        plan(Adaptive(factor=1.0), (4.0, 1.0, 0.0))
 
 
 # Words.

@@ -61,7 +61,9 @@ def test_fixed_large_is_exact_for_standard_normal_data(last: int) -> None:
     assert variance == pytest.approx(1 + KNOTS[last] ** 2, rel=1e-12)
 
 
-@pytest.mark.parametrize("solver", [create("ddpm"), create("ddpm", variance="fixed-large"), create("ddim", eta=1.0), create("ddim", eta=0.5)], ids=str)
+@pytest.mark.parametrize(
+    "solver", [create("ddpm"), create("ddpm", variance="fixed-large"), create("ddim", eta=1.0), create("ddim", eta=0.5)], ids=str
+)
 def test_variance_converges_to_that_of_the_data(solver: Solver) -> None:
     def miss(n: int) -> float:
         knots = [20.0 * (0.05 / 20.0) ** (i / n) for i in range(n + 1)]

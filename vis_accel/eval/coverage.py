@@ -7,7 +7,7 @@
     coverage      share of real balls (k = 5) with a generated point inside           ibid., eq. 4
 
 Both sets must be of one size: the balls shrink as a set grows. A dropped mode shows in recall and coverage, noise in precision and density.
-Cost    3 n^2 distances of d features, in strips of at most 32 MB; memory does not grow beyond n x d.
+Cost    3 n^2 distances of d features, in strips of 8 MB; memory does not grow beyond n x d.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Coverage", "precision_recall"]
 
 K_PRECISION = 3
 K_DENSITY = 5
-_STRIP = 4_000_000  # distances at a time, 8 bytes each
+_STRIP = 1_000_000  # distances at a time, 8 bytes each
 
 
 @dataclass(frozen=True)

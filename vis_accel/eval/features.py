@@ -65,7 +65,6 @@ class FeatureNet(nn.Module):
         self.size = size
         self.mean = mean
         self.std = std
-        self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> FeatureNet:
@@ -92,13 +91,15 @@ class FeatureNet(nn.Module):
             DataError: images of another shape, type or range, or features that are not finite.
             UsageError: a network that returns another number of features than it was declared with.
         """
+        self.eval()  # the wrapped module may have been put into training mode behind our back
         x = as_eight_bit(images)
         with torch.autocast(x.device.type, enabled=False):
             if self.size is not None and tuple(x.shape[-2:]) != self.size:
                 x = functional.interpolate(x, size=self.size, mode="bilinear", antialias=True, align_corners=False)
             if self.mean:
                 x = (x - x.new_tensor(self.mean).view(-1, 1, 1)) / x.new_tensor(self.std).view(-1, 1, 1)
-            features: Tensor = getattr(self.net, self.entry)(x)
+            network = self.net if self.entry == "forward" else getattr(self.net, self.entry)
+            features: Tensor = network(x)
         if features.numel() != len(images) * self.num_features:
             raise UsageError(f"{self.name} was declared with {self.num_features} features; it returned {tuple(features.shape)}.")
         features = features.reshape(len(images), self.num_features).float()

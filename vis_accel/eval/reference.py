@@ -108,7 +108,6 @@ def save_reference(path: Path, reference: Reference) -> None:
     }
     metadata = {"format": FORMAT, "n": str(reference.statistics.n)}
     metadata |= {name: getattr(reference, name) for name in ("net", "net_sha256", "images", "split")}
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save(tensors, metadata))
 
 

@@ -18,16 +18,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vis_accel.errors import NotApplicableError, UnknownNameError, UsageError
-from vis_accel.samplers.betas import SCHEDULES, sigma_table
+from vis_accel.samplers import source_config
 
 SIGMA_CAP = 1e6  # stands for infinity: 1 / SIGMA_CAP is below what float32 images can show, SIGMA_CAP**2 is far from overflow
 
@@ -115,19 +115,7 @@ class NoiseModel:
         Raises:
             NotApplicableError: noise this package has no space for, with the reason.
         """
-        _refuse(config)
-        guard = _guard(config)
-        times = int(config.get("num_train_timesteps", 1000))
-        if _is_flow(config):
-            # FlowMatch schedulers ramp s down to 1/T shifted once, then shift the ramp; with dynamic shifting only the latter.
-            dynamic = bool(config.get("use_dynamic_shifting"))
-            shift = 1.0 if dynamic else float(config.get("shift", config.get("flow_shift", 1.0)))
-            return cls(kind="flow", prediction="flow_prediction", times=times, shift=shift, ramp_end=_shift(1 / times, shift), **guard)
-        betas = _betas(config, times)
-        table = sigma_table(betas, zero_terminal_snr=bool(config.get("rescale_betas_zero_snr")), infinity=SIGMA_CAP)
-        prediction = cast(Prediction, config.get("prediction_type", "epsilon"))
-        offset = int(config.get("steps_offset", 0))
-        return cls(kind="vp", prediction=prediction, table=table, times=len(table), steps_offset=offset, **guard)
+        return cls(**source_config.read(config, infinity=SIGMA_CAP))
 
     @property
     def sigma_min(self) -> float:
@@ -270,42 +258,3 @@ def _variances(s: float, t: float) -> tuple[float, float]:
     """The two bounds of a reverse step's variance, sigma s -> t, in the VP scale: (posterior, forward beta)."""
     beta = (s * s - t * t) / (1 + s * s)
     return beta * (t * t / (1 + t * t)) * ((1 + s * s) / (s * s)), beta
-
-
-def _shift(s: float, shift: float) -> float:
-    return shift * s / (1 + (shift - 1) * s)
-
-
-def _is_flow(config: Mapping[str, Any]) -> bool:
-    named = str(config.get("_class_name", "")).startswith("FlowMatch")
-    return named or bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
-
-
-def _refuse(config: Mapping[str, Any]) -> None:
-    name = str(config.get("_class_name", "this scheduler"))
-    reasons = (
-        ("sigma_data" in config, "an EDM-preconditioned network (sigma_data), whose inputs and outputs are scaled in another way"),
-        (config.get("timestep_type") == "continuous", "a network that takes log(sigma) / 4 for its time"),
-        (config.get("snr_shift_scale") not in (None, 1), "a table rescaled by snr_shift_scale"),
-        (bool(config.get("invert_sigmas")), "a flow that runs from 0 to 1 (invert_sigmas)"),
-    )
-    for found, reason in reasons:
-        if found:
-            raise NotApplicableError(f"{name} describes {reason}; the samplers know variance-preserving and flow models.")
-
-
-def _betas(config: Mapping[str, Any], times: int) -> Sequence[float]:
-    if config.get("trained_betas") is not None:
-        return [float(b) for b in config["trained_betas"]]
-    name = config.get("beta_schedule")
-    if name is None:
-        raise NotApplicableError(f"{config.get('_class_name', 'This scheduler')} has no beta_schedule: its noise levels are unknown.")
-    if name not in SCHEDULES:
-        raise UnknownNameError.of("beta schedule", str(name), SCHEDULES)
-    return SCHEDULES[name](float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02)), times)
-
-
-def _guard(config: Mapping[str, Any]) -> dict[str, Any]:
-    if config.get("thresholding"):
-        return {"threshold": (float(config.get("dynamic_thresholding_ratio", 0.995)), float(config.get("sample_max_value", 1.0)))}
-    return {"clip": float(config.get("clip_sample_range", 1.0))} if config.get("clip_sample") else {}

@@ -5,9 +5,7 @@ dry run lists the noise levels the solver will ask for) and `step` converts the 
 solver's generator, which answers with the next request. So the mathematics is the generator that `driver.sample` pulls, and nothing
 else: for equal networks both give the same result to rounding.
 
-Scale    the pipeline's sample is x_t = alpha x in the network's own scale; the solver works on x in float32 or better. What a pipeline or
-         a callback did to the sample between two steps reaches the solver: x is read from the sample it hands in. Only the very tensor
-         that was handed out is taken at the precision it had here.
+Scale    samples stay in the network's own scale, x_t = alpha x, all the way.
 Life     the generator exists from a run's first step to its last, and is left out of copies: a live one could not be copied or pickled.
 Times    one entry per request, float32; fractional where the noise level lies between two of the network's times.
 """
@@ -15,18 +13,25 @@ Times    one entry per request, float32; fractional where the noise level lies b
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Sequence
+import inspect
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from vis_accel.errors import UsageError
 from vis_accel.samplers import schedules
-from vis_accel.samplers.driver import LatentNoise, plan
-from vis_accel.samplers.noise import SIGMA_CAP, Evaluation, NoiseModel
+from vis_accel.samplers.driver import plan
+from vis_accel.samplers.noise import SIGMA_CAP, NoiseModel
+from vis_accel.samplers.push import Push
 from vis_accel.samplers.solver import Solver
 
 __all__ = ["SolverScheduler", "StepOutput"]
@@ -39,37 +44,40 @@ class StepOutput(NamedTuple):
     pred_original_sample: Tensor
 
 
-class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class SolverScheduler(SchedulerMixin, ConfigMixin):
     """A solver in the place of a pipeline's scheduler.
 
     Args:
         solver: with `steps` of its own, or None to take the call's number.
         noise: of the pipeline's network.
         source: the scheduler it replaces; `config` is the source's, so that `X.from_config(pipe.scheduler.config)` still works.
-        pipeline: asked for what only it knows (where SDXL's base stops).
+        pipeline: asked for what only it knows (where img2img starts, where SDXL's base stops).
     """
 
     init_noise_sigma = 1.0  # variance-preserving and flow models start from unit noise
 
     def __init__(self, solver: Solver, noise: NoiseModel, source: Any, pipeline: Any) -> None:
-        self.solver, self.noise, self.source, self.pipeline = solver, noise, source, pipeline
-        self._internal_dict = source.config
+        self.solver, self.noise, self.pipeline = solver, noise, pipeline
+        self.source: Any = source.source if isinstance(source, SolverScheduler) else source  # a recipe on top of another
+        self._internal_dict: Any = self.source.config
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0)
         self.order = 1
         self.knots: tuple[float, ...] = ()
         self.requests: list[float] = []
         self._first = 0  # knot at which the run starts
-        self._run: _Run | None = None
+        self._one_step_call = False
+        self._run: Push | None = None
 
     def __len__(self) -> int:
-        return int(self.config.num_train_timesteps)
+        return int(self.config["num_train_timesteps"])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_run": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SolverScheduler:
-        twin = SolverScheduler(self.solver, self.noise, copy.deepcopy(self.source, memo), copy.deepcopy(self.pipeline, memo))
+        pipeline = memo.get(id(self.pipeline), self.pipeline)  # a copy of the scheduler alone must not copy the networks
+        twin = SolverScheduler(self.solver, self.noise, copy.deepcopy(self.source, memo), pipeline)
         memo[id(self)] = twin
         return twin
 
@@ -93,32 +101,42 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             num_inference_steps: the call's number of steps.
             device: of `timesteps`.
             timesteps: refused: the recipe's schedule decides.
-            sigmas: Flux's default ramp, of which only the length counts; refused from others for the same reason.
+            sigmas: refused for the same reason, but for the ramp 1 .. 1/n of which Flux and its kin always give: its length counts.
             mu: the shift a flow pipeline computed for its image size.
         """
-        flow = self.noise.kind == "flow"
-        if timesteps is not None or (sigmas is not None and not flow):
+        ramp = sigmas is not None and self.noise.kind == "flow" and _is_default_ramp(sigmas)
+        if timesteps is not None or (sigmas is not None and not ramp):
+            given = "timesteps" if timesteps is not None else "sigmas"
             raise UsageError(
-                f"The call gives its own {'timesteps' if timesteps is not None else 'sigmas'}, but {self.solver.name} has a schedule of its own.",
-                hint=f"put them into the recipe: {self.solver.name}(schedule=(sigma, ..., 0))",
+                f"The call gives its own {given}, but {self.solver.name} has a schedule of its own.",
+                hint=f"put them into the recipe: {self.solver.name}(schedule=(sigma, ..., 0)), sigma = noise / signal",
             )
-        steps = self.solver.steps or num_inference_steps or (len(sigmas) if sigmas is not None else None)
+        asked = num_inference_steps or (len(sigmas) if sigmas is not None else None)
+        steps = self.solver.steps or asked
         if steps is None:
-            raise UsageError(f"Neither the recipe nor the call says how many steps {self.solver.name} takes.", hint=f"{self.solver.name}(steps=12)")
-        self.knots = self._make_knots(int(steps), ramp=sigmas is not None, mu=mu)
-        self.requests = plan(self.solver, self.knots)
-        self.num_inference_steps = len(self.knots) - 1
-        self.order = 2 if len(self.requests) > self.num_inference_steps else 1
+            name = self.solver.name
+            raise UsageError(f"Neither the recipe nor the call says how many steps {name} takes.", hint=f"{name}(steps=12)")
+        knots = self._make_knots(int(steps), ramp=ramp, mu=mu)
+        self.num_inference_steps, self._one_step_call = len(knots) - 1, asked == 1
+        self._plan(knots, device)
+
+    def _plan(self, knots: tuple[float, ...], device: str | torch.device | None) -> None:
+        self.knots, self._first, self._run = knots, 0, None
+        self.requests = plan(self.solver, knots)
+        self.order = 2 if len(self.requests) > len(knots) - 1 else 1
         self._refuse_cut_inside_a_step()
         self.timesteps = torch.tensor([self.noise.time_at(s) for s in self.requests], dtype=torch.float32, device=device)
-        self._levels = torch.tensor(self.requests, dtype=torch.float64)
-        self._first, self._run = 0, None
+        scales = [(alpha, alpha * s) for alpha, s in ((self.noise.alpha(s), s) for s in self.requests)]
+        self._scales = torch.tensor(scales, dtype=torch.float32, device=device)  # [requests, (signal, noise)]
 
     def _make_knots(self, steps: int, *, ramp: bool, mu: float | None) -> tuple[float, ...]:
-        name = self.solver.schedule
-        if self.noise.kind == "flow" and isinstance(name, str) and schedules.resolve(name, self.noise) == "flow":
-            return self._shifted_ramp(steps, ramp=ramp, mu=mu)
-        return self.solver.knots(steps, self.noise)
+        name, noise = self.solver.schedule, self.noise
+        if noise.kind == "flow" and isinstance(name, str):
+            if schedules.resolve(name, noise) == "flow":
+                return self._shifted_ramp(steps, ramp=ramp, mu=mu)
+            if mu is not None and self.config.get("use_dynamic_shifting"):
+                noise = replace(noise, shift=mu if self.config.get("time_shift_type") == "linear" else math.exp(mu))
+        return self.solver.knots(steps, noise)
 
     def _shifted_ramp(self, steps: int, *, ramp: bool, mu: float | None) -> tuple[float, ...]:
         """The source scheduler's own knots: how it shifts (statically, by image size, to a last value) is its business."""
@@ -137,18 +155,35 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 hint="use a solver with one call a step: dpm, ddim, euler, unipc",
             )
 
-    def begin_at_knot(self, knot: int) -> Tensor:
-        """Lets the next run start at `knot` (0: the first); returns the times left. img2img starts here."""
-        left = len(plan(self.solver, self.knots[knot:])) if knot < len(self.knots) - 1 else 0
-        self._first = knot
-        return self.timesteps[len(self.requests) - left :]
+    def get_timesteps(self, *args: Any, **kwargs: Any) -> tuple[Tensor, int]:
+        """Stands in for the method of that name of image-to-image pipelines: which part of the run is left at a strength in 0 .. 1.
+
+        The stock methods slice `timesteps[start * order:]`, which lands inside a step of any solver whose calls per step vary. So the
+        pipeline's own method is asked about a run with one call a step, and the run is planned anew from the knot it chose.
+        """
+        device = self.timesteps.device
+        times = torch.tensor([self.noise.time_at(s) for s in self.knots[:-1]], dtype=torch.float32, device=device)
+        one_call_a_step = SimpleNamespace(scheduler=SimpleNamespace(timesteps=times, order=1, config=self.config))
+        stock = type(self.pipeline).get_timesteps
+        call = inspect.signature(stock).bind(one_call_a_step, *args, **kwargs)
+        call.arguments.update({"num_inference_steps": len(times)} | ({"timesteps": times} if "timesteps" in call.arguments else {}))
+        left = len(stock(*call.args, **call.kwargs)[0])
+        if left == 0:
+            raise UsageError(f"At this strength none of the {len(times)} steps is left.", hint="raise the strength, or the number of steps")
+        self._plan(self.knots[len(times) - left :], device)
+        return self.timesteps, left
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """As diffusers': the index, in `timesteps`, of the first request of the next run; it must be the first request of a step."""
-        knot = next((k for k in range(len(self.knots)) if len(self.requests) - len(plan(self.solver, self.knots[k:])) == begin_index), None)
-        if knot is None:
+        knot = bisect_left(range(len(self.knots) - 1), begin_index, key=self._first_request)
+        if self._first_request(knot) != begin_index:
             raise UsageError(f"{self.solver.name} cannot start at call {begin_index}: that is inside a step.")
         self._first = knot
+
+    def _first_request(self, knot: int) -> int:
+        if knot == 0 or self.order == 1:
+            return knot
+        return len(self.requests) - (len(plan(self.solver, self.knots[knot:])) if knot < len(self.knots) - 1 else 0)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The identity: samples are kept in the network's own scale."""
@@ -160,14 +195,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Inpainting asks for later times of the run by value only, so the value is looked up among the plan's.
         """
         times = timesteps.to(self.timesteps.device, torch.float32).reshape(-1, 1)
-        levels = self._levels.to(times.device)[(self.timesteps - times).abs().argmin(dim=1)]
-        if self.noise.kind == "flow":
-            signal, deviation = 1 / (1 + levels), levels / (1 + levels)
-        else:
-            signal, deviation = (1 + levels.square()).rsqrt(), levels / (1 + levels.square()).sqrt()
-        shape = (-1, *[1] * (original_samples.ndim - 1))
-        signal, deviation = (part.to(original_samples.device, original_samples.dtype).reshape(shape) for part in (signal, deviation))
-        return signal * original_samples + deviation * noise
+        scales = self._scales[(self.timesteps - times).abs().argmin(dim=1)].to(original_samples.device)
+        signal, deviation = scales.reshape(-1, 2, *[1] * (original_samples.ndim - 1)).unbind(1)
+        return (signal * original_samples + deviation * noise).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` under the name and with the argument order of the flow schedulers."""
@@ -176,7 +206,14 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     # The loop
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True, **options: Any
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Any = None,
+        return_dict: bool = True,
+        eta: float | None = None,
+        **options: Any,
     ) -> StepOutput:
         """Takes the network's output for the current request to the sample of the next.
 
@@ -186,45 +223,27 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             sample: [B, C, ...], what the network was called with.
             generator: not used: stochastic solvers draw from a stream per image, seeded by the image's first latent.
             return_dict: either way the result has `prev_sample` and can be indexed.
+            eta: the call's; 0 is every pipeline's default and means nothing, another value must be the recipe's.
             options: what pipelines pass to the scheduler they were written for; a demand that is not met is refused.
         """
-        self._refuse(options)
+        self._refuse(eta, options)
         if self._run is None:
-            self._run = _Run(self.solver, self.noise, self.knots[self._first :], sample)
+            self._run = Push(self.solver, self.noise, self.knots[self._first :], sample)
         previous, denoised = self._run.advance(model_output, sample)
         if self._run.finished:
             self._run = None
-        return StepOutput(previous, denoised)
+        # PixArt takes the denoised image for the next sample when it is called with one step, and the recipe may have more.
+        return StepOutput(previous, previous if self._one_step_call else denoised)
 
-    def _refuse(self, options: dict[str, Any]) -> None:
-        eta = options.get("eta")
+    def _refuse(self, eta: float | None, options: dict[str, Any]) -> None:
         if eta and eta != getattr(self.solver, "eta", None):
-            raise UsageError(f"The call asks for eta={eta}, the recipe for {self.solver}.", hint=f"ddim(eta={eta})")
+            raise UsageError(f"The call asks for eta={eta}, the recipe for {self.solver}.", hint=f"accelerate(pipe, 'ddim(eta={eta})')")
+        # A solver's d = (x - D) / sigma follows the clipped D, which is what use_clipped_model_output=True asks for.
+        strange = sorted(name for name, value in options.items() if value is not None and name != "use_clipped_model_output")
+        if strange:
+            raise UsageError(f"The pipeline asks {self.solver.name} for {', '.join(strange)}, which it does not know.")
 
 
-class _Run:
-    """One run of the generator, from its first step to its last."""
-
-    def __init__(self, solver: Solver, noise: NoiseModel, knots: tuple[float, ...], sample: Tensor) -> None:
-        self.noise, self.finished = noise, False
-        x = _widened(sample) / noise.alpha(knots[0])
-        self.generator: Generator[Any, Any, Tensor] = solver.solve(x, knots, noise=LatentNoise(x))
-        self.x, self.sigma = next(self.generator)
-        self.handed_out = sample if self.x is x else None
-
-    def advance(self, output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
-        wide, log_variance = _widened(sample), None
-        if output.shape[1] == 2 * sample.shape[1]:
-            output, log_variance = self.noise.split_variance(_widened(output), self.sigma)
-        x = self.x if sample is self.handed_out else wide / self.noise.alpha(self.sigma)
-        denoised = self.noise.denoised(_widened(output), wide, self.sigma)
-        try:
-            self.x, self.sigma = self.generator.send((x, Evaluation(denoised, log_variance)))
-        except StopIteration as end:
-            self.finished, self.x, self.sigma = True, end.value, 0.0
-        self.handed_out = (self.noise.alpha(self.sigma) * self.x).to(sample.dtype)
-        return self.handed_out, denoised.to(sample.dtype)
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def _is_default_ramp(sigmas: Sequence[float]) -> bool:
+    n = len(sigmas)
+    return all(abs(float(s) - (1 - i / n)) < 1e-6 for i, s in enumerate(sigmas))

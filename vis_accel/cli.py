@@ -1,0 +1,265 @@
+"""The command line: each command parses, builds what the library takes, calls one public function, and prints what it returns.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 a run that failed, 2 a request that is not allowed, 130 interrupted.
+Nothing heavy is imported here: `--help` answers in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vis_accel.errors import UsageError, VisAccelError
+
+if TYPE_CHECKING:
+    from vis_accel.generation import Job
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="vis-accel", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None,
+    help="Make a diffusion pipeline fast by a recipe of reversible methods, and see in the same row what it cost in quality.",
+)  # fmt: skip
+
+
+class Format(str, enum.Enum):
+    """How results are printed."""
+
+    auto = "auto"
+    human = "human"
+    json = "json"
+    quiet = "quiet"
+
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Bundled model, hub id, or local diffusers folder.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")]
+Formatted = Annotated[Format, typer.Option("--format", help="auto is human on a terminal and plain text elsewhere.")]
+Guidance = Annotated[float | None, typer.Option("--guidance-scale", help="Default: what the model's card pins.")]
+Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="For models that take text; may be repeated.")]
+Labels = Annotated[str | None, typer.Option("--class-labels", help="Comma-separated numbers, for models that take classes.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the first image; image i has seed + i.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights that can run code. Only for files you made yourself.")]
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    if version:
+        from vis_accel import __version__
+
+        typer.echo(f"vis-accel {__version__}")
+        raise typer.Exit
+    context.obj = {"debug": debug}
+
+
+@app.command("list")
+def list_methods(format: Formatted = Format.auto) -> None:
+    """The methods there are, with family, paper and one line each."""
+    import json
+
+    from vis_accel import registry
+
+    table = registry.entries()
+    if format is Format.json:
+        typer.echo(json.dumps({name: {"family": e.family, "paper": e.paper, "summary": e.summary, "package": e.package} for name, e in table.items()}, indent=1))
+        return
+    for name, entry in table.items():
+        typer.echo(name if format is Format.quiet else f"{name:10} {entry.family:10} {entry.summary}  [{entry.paper}]")
+
+
+@app.command()
+def bench(
+    model: Model = "cifar10-dit",
+    sampler: Annotated[list[str] | None, typer.Option("--sampler", help="Name of a sampler; may be repeated.")] = None,
+    steps: Annotated[str | None, typer.Option("--steps", help="For each --sampler; comma-separated, one row each. Default: 10.")] = None,
+    schedule: Annotated[str | None, typer.Option("--schedule", help="For each --sampler: where its knots lie.")] = None,
+    recipe: Annotated[list[str] | None, typer.Option("--recipe", help="A whole recipe, such as 'dpm(steps=10, order=3)'; may be repeated.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", "-n", help="Images a row. Default: what the budget allows.")] = None,
+    budget: Annotated[str | None, typer.Option("--budget", help="Time for everything: 90s, 5m, 2h. Default: 5m.")] = None,
+    guidance_scale: Guidance = None,
+    prompt: Prompts = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="File with a prompt a line.")] = None,
+    class_labels: Labels = None,
+    height: Annotated[int | None, typer.Option("--height")] = None,
+    width: Annotated[int | None, typer.Option("--width")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    reference: Annotated[str | None, typer.Option("--reference", help="Folder of real images, or a file from 'vis-accel reference'.")] = None,
+    seed: Seed = 0,
+    batch: Annotated[int, typer.Option("--batch", help="Images a call.")] = 50,
+    output: Output = None,
+    format: Formatted = Format.auto,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the rows in the output folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured, and stop.")] = False,
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Measure samplers or recipes against the stock pipeline: quality, speed, calls and memory in one row each."""
+    from vis_accel.cli_bench import run
+
+    run(
+        model=model, recipes=_recipes(sampler, steps, schedule, recipe), samples=samples, budget=budget, reference=reference, batch=batch,
+        job=_job(seed, class_labels, prompt, prompts, guidance_scale, height, width), device=device, dtype=dtype, threads=threads,
+        output=output, format=format.value, resume=resume, dry_run=dry_run, allow_pickle=allow_pickle,
+    )  # fmt: skip
+
+
+@app.command()
+def generate(
+    model: Model = "cifar10-dit",
+    recipe: Annotated[str | None, typer.Option("--recipe", help="How; default: the stock pipeline.")] = None,
+    count: Annotated[int, typer.Option("--count", min=1, max=10_000, help="How many images.")] = 10,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="The call's number of steps; a recipe's own wins.")] = None,
+    guidance_scale: Guidance = None,
+    prompt: Prompts = None,
+    class_labels: Labels = None,
+    height: Annotated[int | None, typer.Option("--height")] = None,
+    width: Annotated[int | None, typer.Option("--width")] = None,
+    seed: Seed = 0,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a call.")] = 50,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    output: Output = None,
+    format: Formatted = Format.auto,
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Make images, one PNG each, with a recipe or without."""
+    from vis_accel.cli_generate import run
+
+    run(
+        model=model, recipe=recipe, count=count, job=_job(seed, class_labels, prompt, None, guidance_scale, height, width, steps), batch=batch,
+        device=device, dtype=dtype, threads=threads, output=output or Path("generated"), format=format.value, allow_pickle=allow_pickle,
+    )  # fmt: skip
+
+
+@app.command()
+def reference(
+    folder: Annotated[Path, typer.Argument(help="Folder of real images.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, ending in .safetensors.")],
+) -> None:
+    """Make the reference statistics of a folder of images, for bench --reference."""
+    from vis_accel.eval.reference import make_reference, save_reference
+    from vis_accel.zoo.measured import feature_net, image_folder_features
+
+    net = feature_net()
+    made = make_reference(image_folder_features(folder, net), net, images=folder.resolve().name, split="all")
+    save_reference(output, made)
+    typer.echo(f"{output}: {made.statistics.n} images, {made.name}")
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="cifar10-features, cifar10-autoencoder or cifar10-dit.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder with train/CLASS/*.jpg and test/CLASS/*.jpg.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: runs/NAME.")] = None,
+    autoencoder: Annotated[Path | None, typer.Option("--autoencoder", help="For cifar10-dit: a trained vae folder. Default: the bundled one.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps; default: the recipe's.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1)] = None,
+    seed: Annotated[int | None, typer.Option("--seed")] = None,
+    mixed_precision: Annotated[str | None, typer.Option("--mixed-precision", help="bf16 or no.")] = None,
+    threads: Threads = None,
+    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the step.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
+) -> None:
+    """Train a bundled model again, by the recipe that made it."""
+    from vis_accel.zoo.recipes import train as run
+
+    options = {"steps": steps, "batch_size": batch, "seed": seed, "mixed_precision": mixed_precision}
+    result = run(
+        name, data, output or Path("runs") / name, autoencoder=autoencoder, resume=resume, threads=threads, compile=compile,
+        options={key: value for key, value in options.items() if value is not None}, report=lambda line: typer.echo(line, err=True),
+    )  # fmt: skip
+    typer.echo(" ".join(f"{key}={value:.5g}" for key, value in result.scores.items()))
+
+
+@app.command()
+def doctor(format: Formatted = Format.auto) -> None:
+    """What this machine has, what works on it, and the line that installs what is missing."""
+    from vis_accel.doctor import examine, table
+
+    found = examine()
+    typer.echo(table(found, format.value))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits."""
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(args=arguments, standalone_mode=True)
+    except VisAccelError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error.message}", err=True)
+        if error.hint:
+            typer.echo(f"\nhint: {error.hint}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; finished rows are kept", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # `vis-accel list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _recipes(samplers: list[str] | None, steps: str | None, schedule: str | None, recipes: list[str] | None) -> list[Any]:
+    """One recipe for each sampler and number of steps, then the recipes given as a whole."""
+    from vis_accel import registry
+    from vis_accel.method import Method
+    from vis_accel.recipe import Recipe
+
+    if not samplers and (steps or schedule):
+        raise UsageError("--steps and --schedule belong to --sampler.", hint="--sampler dpm, or put them into the recipe")
+    found = []
+    for name in samplers or ([] if recipes else ["dpm"]):
+        kind: type[Method] = registry.load(registry.ALIASES.get(name, name))
+        if kind.family != "sampler":
+            raise UsageError(f"{name} is no sampler.", hint=f"--recipe {name}")
+        options: dict[str, object] = {} if schedule is None else {"schedule": _schedule(schedule)}
+        found += [Recipe([kind.from_options({"steps": count, **options})]) for count in _integers(steps or "10", "--steps")]
+    return found + [Recipe.parse(text) for text in recipes or []]
+
+
+def _schedule(text: str) -> object:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return text
+
+
+def _integers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} takes whole numbers separated by commas; got {text!r}.") from None
+
+
+def _job(
+    seed: int, labels: str | None, prompt: list[str] | None, prompts: Path | None, guidance_scale: float | None,
+    height: int | None, width: int | None, steps: int | None = None,
+) -> Job:  # fmt: skip
+    from vis_accel.generation import Job
+
+    texts = list(prompt or [])
+    if prompts is not None:
+        try:
+            texts += [line.strip() for line in prompts.read_text().splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"Cannot read the prompts in {prompts}: {error}") from error
+    return Job(
+        seed=seed, class_labels=tuple(_integers(labels, "--class-labels")) if labels else (), prompts=tuple(texts),
+        guidance_scale=guidance_scale, steps=steps, height=height, width=width,
+    )  # fmt: skip

@@ -1,0 +1,65 @@
+"""A solver's generator, pushed: the network's outputs come in one at a time, and its next input goes out.
+
+Scale    a sample is x_t = alpha x in the network's own scale; the solver works on x in float32 or better. What was done to a sample
+         between two steps (a callback, a mask) reaches the solver: x is read from the sample that comes in. Only values that come back
+         as they went out are taken at the precision they had here.
+Cost     four elementwise operations a step besides the solver's own; nothing waits for a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vis_accel.samplers.driver import LatentNoise
+from vis_accel.samplers.noise import Evaluation, NoiseModel
+from vis_accel.samplers.solver import Solver
+
+
+class Push:
+    """One run, from its first step to its last.
+
+    Args:
+        solver: whose generator is run.
+        noise: of the network whose outputs are pushed.
+        knots: of this run; the tail of a schedule is a schedule.
+        sample: [B, ...], what the network is called with first, in its own scale.
+
+    Attributes:
+        finished: whether the last step is done.
+    """
+
+    def __init__(self, solver: Solver, noise: NoiseModel, knots: tuple[float, ...], sample: Tensor) -> None:
+        self.noise, self.finished = noise, False
+        x = _widened(sample) / noise.alpha(knots[0])
+        self.generator: Generator[Any, Any, Tensor] = solver.solve(x, knots, noise=LatentNoise(x))
+        self.x, self.sigma = next(self.generator)
+
+    def advance(self, output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes one output of the network.
+
+        Args:
+            output: [B, C, ...], or [B, 2C, ...] from a network with learned variance.
+            sample: [B, C, ...], what the network was called with.
+
+        Returns:
+            The network's next input and the denoised image, both in the dtype of `sample`.
+        """
+        wide, log_variance, alpha = _widened(sample), None, self.noise.alpha(self.sigma)
+        if output.shape[1] == 2 * sample.shape[1]:
+            output, log_variance = self.noise.split_variance(_widened(output), self.sigma)
+        # By value: pipelines stack and cut the tensor they were given, callbacks edit it in place.
+        x = torch.where(sample == (alpha * self.x).to(sample.dtype), self.x, wide / alpha)
+        denoised = self.noise.denoised(_widened(output), wide, self.sigma)
+        try:
+            self.x, self.sigma = self.generator.send((x, Evaluation(denoised, log_variance)))
+        except StopIteration as end:
+            self.finished, self.x, self.sigma = True, end.value, 0.0
+        return (self.noise.alpha(self.sigma) * self.x).to(sample.dtype), denoised.to(sample.dtype)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

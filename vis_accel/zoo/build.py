@@ -1,0 +1,124 @@
+"""From a folder that is on this machine to a pipeline or a network; every way in passes the same checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vis_accel.errors import MissingDependencyError, ModelError, shown
+from vis_accel.zoo import bundled, check
+from vis_accel.zoo import folder as folders
+
+__all__ = ["bundled_model", "classifier", "folder", "pipeline", "placed"]
+
+_MOST = 10**6  # no scheduler has more steps or longer sequences
+
+
+def bundled_model(name: str, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """A model of the package, its hashes compared first."""
+    card, place = bundled.describe(name), bundled.folder(name)
+    bundled.verify(place, card.files)
+    if card.kind == "pipeline":
+        return pipeline(place, allow_pickle=False, dtype=dtype, device=device)
+    return classifier(place, card, dtype=dtype, device=device)
+
+
+def folder(place: Path, *, allow_pickle: bool, dtype: torch.dtype, device: torch.device) -> Any:
+    """A diffusers folder of the user's; one that was sealed is held to its seal."""
+    if (place / bundled.CARD).is_file() and folders.read_json(place / bundled.CARD).get("files"):
+        card = bundled.read_card(place)
+        bundled.verify(place, card.files)
+        if card.kind != "pipeline":
+            return classifier(place, card, dtype=dtype, device=device)
+    return pipeline(place, allow_pickle=allow_pickle, dtype=dtype, device=device)
+
+
+def pipeline(place: Path, *, allow_pickle: bool, dtype: torch.dtype, device: torch.device) -> Any:
+    """Inspects the folder, checks each component, lets diffusers load it, and looks at what it loaded.
+
+    Raises:
+        ModelError: whatever is wrong, by file and tensor.
+        MissingDependencyError: the pipeline or a component needs transformers.
+    """
+    layout = folders.inspect(place)
+    import diffusers
+
+    kind = _class(diffusers, layout.pipeline, diffusers.DiffusionPipeline, place / folders.INDEX)
+    if getattr(kind, "_load_connected_pipes", False):
+        raise ModelError(f"{place}: a {layout.pipeline} fetches other models on its own.", hint="load the pipeline it is made of")
+    headers = {part.name: _checked(diffusers, part, allow_pickle) for part in layout.components}
+    try:
+        loaded = kind.from_pretrained(
+            str(place), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=None if allow_pickle else True
+        )
+    except Exception as error:  # a foreign loader raises what it likes; the user asked for one folder, and it is at fault
+        raise ModelError(f"diffusers cannot load {place}: {type(error).__name__}: {shown(str(error), 300)}") from error
+    for part in layout.components:
+        found = getattr(loaded, part.name, None)
+        if found is None or type(found).__name__.removesuffix("Fast") != part.class_name.removesuffix("Fast"):
+            raise ModelError(f"{place}: {part.name} should be a {part.class_name}; {type(found).__name__} was loaded.")
+        if isinstance(found, nn.Module):
+            check.finite(found, part.folder, headers[part.name])
+    return loaded.to(device)
+
+
+def classifier(place: Path, card: bundled.ModelCard, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The package's own network: `ConvClassifier` with the card's configuration and model.safetensors."""
+    from safetensors.torch import load_file
+
+    from vis_accel.zoo.feature_net import ConvClassifier
+
+    files = check.weight_files(place, "model")
+    headers = check.read_headers(files)
+    size = sum(file.stat().st_size for file in files)
+    network = check.build_empty(lambda: ConvClassifier(**card.config), size, len(headers), place / bundled.CARD)
+    check.compare(network, headers)
+    want = network.state_dict()
+    state = {name: tensor.to(torch.float32 if want[name].is_floating_point() else tensor.dtype) for file in files for name, tensor in load_file(file).items()}
+    network.load_state_dict(state, assign=True)
+    check.finite(network, place, headers)
+    return placed(network, dtype=dtype, device=device)
+
+
+def placed(network: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """In evaluation mode, of that dtype, on that device."""
+    return network.eval().to(device=device, dtype=dtype)
+
+
+def _checked(diffusers: Any, part: folders.Component, allow_pickle: bool) -> dict[str, check.Header]:
+    """Checks one component before anything loads it; its headers, if it has weights that this package can name."""
+    if part.library == "diffusers":
+        kind = _class(diffusers, part.class_name, (diffusers.ModelMixin, diffusers.SchedulerMixin), part.folder)
+        if issubclass(kind, diffusers.ModelMixin):
+            return check.component(part, kind, allow_pickle=allow_pickle)
+        _moderate(part)
+        return {}
+    if part.class_name.endswith(("Tokenizer", "TokenizerFast", "Processor", "Extractor")):
+        if files := folders.pickled(part.folder):
+            raise folders.refuse_pickle(files, "plain vocabulary")
+        return {}
+    check.read_headers(check.weight_files(part.folder, "model", allow_pickle=allow_pickle))
+    return {}
+
+
+def _class(diffusers: Any, name: str, bases: Any, source: Path) -> type[Any]:
+    """A class of diffusers by name, which must derive from one of `bases`."""
+    kind = getattr(diffusers, name, None)
+    if not isinstance(kind, type):
+        raise ModelError(f"{source} asks for {shown(name)}, which diffusers {diffusers.__version__} does not have.", hint="pip install -U diffusers")
+    if "dummy_" in kind.__module__:
+        raise MissingDependencyError(f"{name} needs a package that is not installed, most likely transformers.", hint="pip install 'vis-accel[text]'")
+    if not issubclass(kind, bases):
+        raise ModelError(f"{source} asks for {shown(name)} of diffusers, which is no such thing as is wanted here.")
+    return kind
+
+
+def _moderate(part: folders.Component) -> None:
+    """Refuses a scheduler's configuration that would fill the memory."""
+    source = part.folder / "scheduler_config.json"
+    for key, value in folders.read_json(source).items():
+        if isinstance(value, int) and abs(value) > _MOST:
+            raise ModelError(f"{source}: {key} is {shown(value)}; no scheduler needs more than {_MOST:,}.")

@@ -1,0 +1,88 @@
+"""`vis-accel train`: the recipes that made the bundled models, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vis_accel.errors import UnknownNameError, UsageError
+from vis_accel.training import Task, TrainingConfig, TrainingResult
+
+__all__ = ["RECIPES", "train"]
+
+RECIPES = ("cifar10-autoencoder", "cifar10-dit", "cifar10-features")
+
+
+def train(
+    name: str,
+    data: Path,
+    output: Path,
+    *,
+    autoencoder: Path | None = None,
+    options: Mapping[str, object] | None = None,
+    resume: bool = False,
+    threads: int | None = None,
+    compile: bool = True,
+    report: Callable[[str], None] = lambda line: None,
+) -> TrainingResult:
+    """Trains a bundled model.
+
+    Args:
+        name: one of `RECIPES`.
+        data: folder with train/CLASS/*.jpg and test/CLASS/*.jpg.
+        output: folder for checkpoint, curve, grid and the exported model.
+        autoencoder: for cifar10-dit: a trained vae folder; None: the bundled one.
+        options: fields of `TrainingConfig` to change.
+        resume: go on from the checkpoint in `output`.
+        threads: on the CPU.
+        compile: whether the step is compiled, where the recipe says so.
+        report: receives progress.
+
+    Raises:
+        UnknownNameError: no such recipe.
+        UsageError: options that make no sense, a checkpoint of another configuration.
+        DataError: a folder that is not laid out so.
+    """
+    import torch
+
+    if name not in RECIPES:
+        raise UnknownNameError.of("training recipe", name, RECIPES)
+    if autoencoder is not None and name != "cifar10-dit":
+        raise UsageError(f"--autoencoder belongs to cifar10-dit, not to {name}.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    task, config = _task(name, data, autoencoder)
+    config = replace(config, **dict(options or {}))  # type: ignore[arg-type]
+    return _run(task, replace(config, compile=config.compile and compile), output, resume, report)
+
+
+def _run(task: Task, config: TrainingConfig, output: Path, resume: bool, report: Callable[[str], None]) -> TrainingResult:
+    from vis_accel import training
+
+    return training.train(task, config, output=output, resume=resume, report=report)
+
+
+def _task(name: str, data: Path, autoencoder: Path | None) -> tuple[Task, TrainingConfig]:
+    from vis_accel.zoo import train_autoencoder, train_dit, train_features
+    from vis_accel.zoo.cifar10 import load_split
+
+    images = load_split(data, "train")
+    if name == "cifar10-features":
+        return train_features.FeaturesTask(images, load_split(data, "test")), train_features.default_config()
+    if name == "cifar10-autoencoder":
+        return train_autoencoder.AutoencoderTask(images, load_split(data, "test")), train_autoencoder.default_config()
+    return train_dit.DiTTask(_autoencoder(autoencoder), images, load_split(data, "calibration")), train_dit.default_config()
+
+
+def _autoencoder(folder: Path | None) -> Any:
+    from vis_accel.zoo import load
+
+    if folder is None:
+        return load("cifar10-dit").vae
+    from diffusers import AutoencoderKL
+
+    if not (folder / "config.json").exists():
+        raise UsageError(f"{folder} is no autoencoder folder: it has no config.json.", hint="vis-accel train cifar10-autoencoder writes one, named vae")
+    return AutoencoderKL.from_pretrained(folder, use_safetensors=True).eval()
