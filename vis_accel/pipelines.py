@@ -58,6 +58,8 @@ _ANSWERED = frozenset(
     ("add_noise", "config", "init_noise_sigma", "num_inference_steps", "order", "scale_model_input", "scale_noise", "set_begin_index",
      "set_timesteps", "step", "timesteps")
 )  # fmt: skip
+# How pipelines mention the scheduler without asking more of it.
+_HARMLESS = re.compile(r"retrieve_timesteps\(\s*self\.scheduler,|(has|get)attr\(self\.scheduler, \"\w+\"|scheduler=scheduler")
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,25 @@ def _read(pipeline: Any) -> Traits:
     if len(denoisers) != 1:
         raise NotApplicableError(f"{cls.__name__} has {len(denoisers)} denoisers ({', '.join(denoisers) or 'none'}); one is wanted.")
     text = "\n".join(_source(base) for base in cls.__mro__ if not base.__name__.endswith("Mixin") and base.__name__ != "DiffusionPipeline")
+    reason = _unreadable(text)
+    if reason:
+        raise NotApplicableError(f"{cls.__name__} {reason}.", hint=f"pipelines that are known to work: {', '.join(PIPELINES)}")
+    return Traits("unet" if denoisers[0] == "unet" else "transformer", "unknown", hasattr(pipeline, "vae"))
+
+
+def _unreadable(text: str) -> str | None:
+    """What keeps a stand-in from serving a pipeline with this source text, or None."""
     demanded = re.findall(r"isinstance\(\s*self\.scheduler,\s*\(?([\w., ]+)", text)
     if demanded:
-        raise NotApplicableError(f"{cls.__name__} treats {demanded[0]} in a way of its own: a stand-in would change its result.")
+        return f"treats {demanded[0].strip(', ')} in a way of its own: a stand-in would change its result"
     strange = sorted(set(re.findall(r"self\.scheduler\.(\w+)", text)) - _ANSWERED)
     if strange:
-        raise NotApplicableError(f"{cls.__name__} asks its scheduler for {', '.join(strange)}, which a stand-in does not have.")
-    return Traits("unet" if denoisers[0] == "unet" else "transformer", "unknown", hasattr(pipeline, "vae"))
+        return f"asks its scheduler for {', '.join(strange)}, which a stand-in does not have"
+    if "self.scheduler.step(" not in text:
+        return "does not run its scheduler itself, so that a stand-in would do nothing"
+    if re.search(r"^(?!.*#.*self\.scheduler).*self\.scheduler\b(?!\.)", _HARMLESS.sub("", text), flags=re.MULTILINE):
+        return "hands its scheduler to other code, which may ask it for anything"
+    return None
 
 
 def _source(cls: type) -> str:

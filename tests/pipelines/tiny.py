@@ -44,8 +44,8 @@ def _text_unet(**options: Any) -> nn.Module:
         "out_channels": LATENTS,
         "layers_per_block": 1,
         "block_out_channels": (WIDTH,),
-        "down_block_types": ("CrossAttnDownBlock2D",),
-        "up_block_types": ("CrossAttnUpBlock2D",),
+        "down_block_types": ("DownBlock2D",),  # the middle alone attends to the text
+        "up_block_types": ("UpBlock2D",),
         "cross_attention_dim": WIDTH,
         "attention_head_dim": 2,
         "norm_num_groups": 4,

@@ -69,6 +69,25 @@ def test_ddim(spacing: str, n: int, prediction: str) -> None:
     close(ours("ddim", noise, sigmas, start() / noise.alpha(sigmas[0])), theirs(scheduler, n, start()))
 
 
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+def test_ddim_with_fresh_noise(eta: float) -> None:
+    scheduler, noise = stock("DDIMScheduler", clip_sample=False, **BETAS)
+    sigmas, n, x = schedules.create("leading", 10, noise), 10, start()
+    scheduler.set_timesteps(n)
+    for k, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(network(x, t), t, x, eta=eta, generator=torch.Generator().manual_seed(k)).prev_sample
+    draws = iter(range(n))
+    got = ours(
+        "ddim",
+        noise,
+        sigmas,
+        start() / noise.alpha(sigmas[0]),
+        eta=eta,
+        stream=lambda like: torch.randn(SHAPE, generator=torch.Generator().manual_seed(next(draws))),
+    )
+    close(got, x)
+
+
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize("clip", [False, True])
 def test_ddpm(variance: str, clip: bool) -> None:

@@ -5,8 +5,8 @@
     vis_accel.load("owner/name")         from the hub, or its cache when offline
     vis_accel.load("timm/vit_tiny_patch16_224")
 
-Importing this package loads no PyTorch. The import of `load` stands here, not behind a `__getattr__`, because the submodule has that name too:
-bound now, `vis_accel.zoo.load` is the function whatever is imported later.
+Importing this package loads no PyTorch. The import of `load` stands here, not behind a `__getattr__`, because the submodule has that name
+too: bound now, `vis_accel.zoo.load` is the function whatever is imported later.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ def classifier(place: Path, card: bundled.ModelCard, *, dtype: torch.dtype, devi
     network = check.build_empty(lambda: ConvClassifier(**card.config), size, len(headers), place / bundled.CARD)
     check.compare(network, headers)
     want = network.state_dict()
-    state = {name: tensor.to(torch.float32 if want[name].is_floating_point() else tensor.dtype) for file in files for name, tensor in load_file(file).items()}
+    stored = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    state = {name: stored[name].to(tensor.dtype, copy=True) for name, tensor in want.items()}  # a copy: no tie to the file on the disk
     network.load_state_dict(state, assign=True)
     check.finite(network, place, headers)
     return placed(network, dtype=dtype, device=device)
@@ -100,17 +101,18 @@ def _checked(diffusers: Any, part: folders.Component, allow_pickle: bool) -> dic
         if files := folders.pickled(part.folder):
             raise folders.refuse_pickle(files, "plain vocabulary")
         return {}
-    check.read_headers(check.weight_files(part.folder, "model", allow_pickle=allow_pickle))
-    return {}
+    return check.read_headers(check.weight_files(part.folder, "model", allow_pickle=allow_pickle))
 
 
 def _class(diffusers: Any, name: str, bases: Any, source: Path) -> type[Any]:
     """A class of diffusers by name, which must derive from one of `bases`."""
     kind = getattr(diffusers, name, None)
     if not isinstance(kind, type):
-        raise ModelError(f"{source} asks for {shown(name)}, which diffusers {diffusers.__version__} does not have.", hint="pip install -U diffusers")
+        message = f"{source} asks for {shown(name)}, which diffusers {diffusers.__version__} does not have."
+        raise ModelError(message, hint="pip install -U diffusers")
     if "dummy_" in kind.__module__:
-        raise MissingDependencyError(f"{name} needs a package that is not installed, most likely transformers.", hint="pip install 'vis-accel[text]'")
+        message = f"{name} needs a package that is not installed, most likely transformers."
+        raise MissingDependencyError(message, hint="pip install 'vis-accel[text]'")
     if not issubclass(kind, bases):
         raise ModelError(f"{source} asks for {shown(name)} of diffusers, which is no such thing as is wanted here.")
     return kind

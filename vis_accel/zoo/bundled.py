@@ -92,7 +92,8 @@ def describe(name: str) -> ModelCard:
     """
     card = read_card(folder(name))
     if card.name != name or card.kind != MODELS[name].kind:
-        raise ModelError(f"{FOLDER / name / CARD} is the card of the {card.kind} {shown(card.name)}, not of the {MODELS[name].kind} {name}.")
+        wanted = f"the {MODELS[name].kind} {name}"
+        raise ModelError(f"{FOLDER / name / CARD} is the card of the {card.kind} {shown(card.name)}, not of {wanted}.")
     return card
 
 
@@ -126,10 +127,11 @@ def verify(place: Path, files: dict[str, str]) -> None:
         ModelError: a file that is missing, changed, or that the card does not list; no hashes at all.
     """
     if not files:
-        raise ModelError(f"{place / CARD} lists no files, so nothing vouches for the weights.", hint=f"vis_accel.zoo.bundled.seal({str(place)!r})")
+        hint = f"vis_accel.zoo.bundled.seal({str(place)!r})"
+        raise ModelError(f"{place / CARD} lists no files, so nothing vouches for the weights.", hint=hint)
     found = _files(place)
     for name in sorted(found.keys() - files.keys()):
-        raise ModelError(f"{place / name} is not in {CARD}: it was not there when the model was sealed.", hint="delete it, or install again")
+        raise ModelError(f"{place / name} is not in {CARD}: it came after the model was sealed.", hint="delete it, or install again")
     for name, digest in sorted(files.items()):
         if name not in found:
             raise ModelError(f"{place / name} is missing; {CARD} lists it.", hint="install vis-accel again")

@@ -101,7 +101,7 @@ def read_headers(files: list[Path]) -> dict[str, Header]:
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                for name in opened.keys():
                     part = opened.get_slice(name)
                     if name in headers:
                         raise ModelError(f"The tensor {shown(name)} is in {headers[name].file} and again in {file}.")
@@ -173,11 +173,12 @@ def compare(network: nn.Module, headers: Mapping[str, Header]) -> dict[str, Head
     want = network.state_dict()
     ignored = tuple(getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ())
     extra = [name for name in have if name not in want and not any(re.search(pattern, name) for pattern in ignored)]
-    where = either(sorted({header.file.name for header in headers.values()})[:2]) or "the weights"
+    where = either(sorted({str(header.file) for header in headers.values()})[:2]) or "the weights"
     for name in want:
         if name not in have:
-            near = f" It has {shown(closest(name, extra, 1)[0])}, which is not." if closest(name, extra, 1) else ""
-            raise ModelError(f"The tensor {shown(name)} of {type(network).__name__} is missing in {where}.{near}", hint="download or copy the model again")
+            near = "".join(f" It has {shown(other)}, which is not wanted." for other in closest(name, extra, 1))
+            message = f"The tensor {shown(name)} of {type(network).__name__} is missing in {where}.{near}"
+            raise ModelError(message, hint="download or copy the model again")
     for name in extra:
         raise ModelError(f"{have[name].file} has a tensor {shown(name)}, which {type(network).__name__} has no place for.")
     for name, tensor in want.items():
@@ -201,7 +202,8 @@ def component(part: Component, kind: type[Any], *, allow_pickle: bool) -> dict[s
     source = part.folder / "config.json"
     config = read_json(source)
     if config.get("quantization_config"):
-        raise ModelError(f"{source}: these weights are quantized, and only plain ones can be checked.", hint="load the original, and quantize by a recipe")
+        hint = "load the original, and quantize by a recipe"
+        raise ModelError(f"{source}: these weights are quantized, and only plain ones can be checked.", hint=hint)
     files = weight_files(part.folder, "diffusion_pytorch_model", allow_pickle=allow_pickle)
     headers = read_headers(files)
     size = sum(file.stat().st_size for file in files or pickled(part.folder))

@@ -25,8 +25,9 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 
 # What a prompt needs of transformers; the Auto classes are not here, since they let a file choose the class. timm builds no component.
 _TRANSFORMERS = frozenset(
-    ("BertModel", "CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModel", "CLIPVisionModelWithProjection", "Gemma2Model", "GemmaModel",
-     "LlamaForCausalLM", "LlamaModel", "Qwen2Model", "Qwen2_5_VLForConditionalGeneration", "SiglipVisionModel", "T5EncoderModel", "UMT5EncoderModel",
+    ("BertModel", "CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModel", "CLIPVisionModelWithProjection", "Gemma2Model",
+     "GemmaModel", "LlamaForCausalLM", "LlamaModel", "Qwen2Model", "Qwen2_5_VLForConditionalGeneration", "SiglipVisionModel",
+     "T5EncoderModel", "UMT5EncoderModel",
      "BertTokenizer", "BertTokenizerFast", "CLIPTokenizer", "CLIPTokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast", "LlamaTokenizer",
      "LlamaTokenizerFast", "Qwen2Tokenizer", "Qwen2TokenizerFast", "T5Tokenizer", "T5TokenizerFast",
      "CLIPFeatureExtractor", "CLIPImageProcessor", "Qwen2VLProcessor", "SiglipImageProcessor")
@@ -76,7 +77,8 @@ def inspect(folder: Path) -> Layout:
             raise ModelError(f"{component.folder} is missing; {INDEX} lists {component.name}.")
     for path in files:
         if path.suffix == ".py":
-            raise ModelError(f"{path} is code, and code of a model folder is never run.", hint="move it out of the folder if you trust the rest")
+            hint = "move it out of the folder if you trust the rest"
+            raise ModelError(f"{path} is code, and code of a model folder is never run.", hint=hint)
         if path.name in _FETCHES:
             raise ModelError(f"{path} makes the loader fetch another model.", hint="merge the adapter into the weights, or move it away")
         if path.name.endswith("config.json"):
@@ -89,10 +91,10 @@ def read_index(path: Path) -> Layout:
     index = read_json(path)
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str) or not pipeline.isidentifier():
-        raise ModelError(
-            f"{path}: _class_name is {shown(pipeline)}, a custom pipeline; its code would have to be run.", hint="only diffusers' own pipelines are loaded"
-        )
-    components = [_component(path, name, value) for name, value in index.items() if not name.startswith("_") and _names_class(path, name, value)]
+        message = f"{path}: _class_name is {shown(pipeline)}, a custom pipeline; its code would have to be run."
+        raise ModelError(message, hint="only diffusers' own pipelines are loaded")
+    entries = [(name, value) for name, value in index.items() if not name.startswith("_")]
+    components = [_component(path, name, value) for name, value in entries if _names_class(path, name, value)]
     if not components:
         raise ModelError(f"{path} lists no components.")
     return Layout(path.parent, pipeline, tuple(components))
@@ -111,16 +113,22 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} must hold an object; got {shown(value)}.")
+    _refuse_code(path, value)
+    return value
+
+
+def _refuse_code(path: Path, value: dict[str, Any]) -> None:
+    """Refuses keys that name code, at any depth, level by level, since a recursion is what deep nesting breaks."""
     level: list[Any] = [value]
     for _ in range(_MAX_DEPTH):
-        for found in (group for group in level if isinstance(group, dict)):
-            for key in _ACTS_ON_CODE:
-                if found.get(key):
-                    raise ModelError(f"{path} has {key!r}: it asks for code of the folder to be run, which is never done.")
-        level = [element for group in level for element in (group.values() if isinstance(group, dict) else group) if isinstance(element, (dict, list))]
+        objects = [group for group in level if isinstance(group, dict)]
+        for key in _ACTS_ON_CODE:
+            if any(group.get(key) for group in objects):
+                raise ModelError(f"{path} has {key!r}: it asks for code of the folder to be run, which is never done.")
+        groups = [group.values() if isinstance(group, dict) else group for group in level]
+        level = [element for group in groups for element in group if isinstance(element, (dict, list))]
     if level:
         raise ModelError(f"{path} nests more than {_MAX_DEPTH} deep.")
-    return value
 
 
 def _names_class(path: Path, name: str, value: object) -> bool:
@@ -136,7 +144,8 @@ def _component(path: Path, name: str, value: list[str]) -> Component:
     library, class_name = value
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
         raise ModelError(f"{path}: {shown(name)} is no name of a component, and its folder could lie outside of {path.parent}.")
-    allowed = (library == "diffusers") or (library == "transformers" and class_name in _TRANSFORMERS) or (library, class_name) in _IN_DIFFUSERS
+    known = (library == "transformers" and class_name in _TRANSFORMERS) or (library, class_name) in _IN_DIFFUSERS
+    allowed = library == "diffusers" or known
     if not allowed and library in ("transformers", "timm"):
         raise ModelError(f"{path}: {name} is {shown(class_name)} of {library}, which is not among the classes a pipeline may name.")
     if not allowed:

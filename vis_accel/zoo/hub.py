@@ -20,7 +20,7 @@ __all__ = ["fetch", "timm_model"]
 
 _PLAIN = ("*.json", "*.txt", "*.model")  # configurations and vocabularies
 _STEMS = ("diffusion_pytorch_model", "model")  # variants such as model.fp16.safetensors are left where they are
-_OPEN_CLIP = "open_clip_pytorch_model.bin"
+_SAFE_NAMES = {"pytorch_model.bin": "model.safetensors", "open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
 
 
 def fetch(repository: str, *, revision: str | None, allow_pickle: bool) -> Path:
@@ -95,7 +95,7 @@ def _timm_file(timm: Any, name: str, revision: str | None, allow_pickle: bool) -
     if not repository:
         return None
     asked = getattr(config, "hf_hub_filename", None) or "pytorch_model.bin"
-    wanted = {"pytorch_model.bin": "model.safetensors", _OPEN_CLIP: "open_clip_model.safetensors"}.get(asked, str(Path(asked).with_suffix(".safetensors")))
+    wanted = _SAFE_NAMES.get(asked, f"{asked.removesuffix('.bin')}.safetensors")
     try:
         with _explained(repository, revision, hint):
             return Path(hub.hf_hub_download(repository, wanted, revision=revision, local_files_only=_offline()))
@@ -104,7 +104,8 @@ def _timm_file(timm: Any, name: str, revision: str | None, allow_pickle: bool) -
         if missing and allow_pickle:
             return None
         if missing:
-            raise ModelError(f"{repository} has no {wanted}, so its weights are pickles at best.", hint=f"--allow-pickle; or, {hint}") from error
+            message = f"{repository} has no {wanted}, so its weights are pickles at best."
+            raise ModelError(message, hint=f"--allow-pickle; or, {hint}") from error
         raise
 
 
@@ -131,18 +132,20 @@ def _explained(repository: str, revision: str | None, hint: str | None = None) -
     try:
         yield
     except errors.GatedRepoError as error:
-        raise ModelError(f"{repository} is gated on the hub.", hint=f"accept its terms at https://huggingface.co/{repository}, then: hf auth login") from error
+        terms = f"accept its terms at https://huggingface.co/{repository}, then: hf auth login"
+        raise ModelError(f"{repository} is gated on the hub.", hint=terms) from error
     except errors.RepositoryNotFoundError as error:
-        raise ModelError(f"The hub has no model {repository}, or not for you.", hint="check the spelling; for a private one: hf auth login") from error
+        spelling = "check the spelling; for a private one: hf auth login"
+        raise ModelError(f"The hub has no model {repository}, or not for you.", hint=spelling) from error
     except errors.RevisionNotFoundError as error:
         raise ModelError(f"{repository} has no revision {shown(revision)}.", hint="a branch, a tag, or a commit") from error
     except errors.RemoteEntryNotFoundError as error:
-        raise ModelError(f"{repository}{at} is no diffusers pipeline: it lacks a file.", hint="only repositories with model_index.json are loaded") from error
+        wanted = "only repositories with model_index.json are loaded"
+        raise ModelError(f"{repository}{at} is no diffusers pipeline: it lacks a file.", hint=wanted) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         why = "the hub is switched off (HF_HUB_OFFLINE)" if _offline() else "the hub cannot be reached"
-        raise ModelError(
-            f"{repository}{at} is not on this machine, and {why}.", hint=hint or f"with a network: hf download {repository}; or give a folder"
-        ) from error
+        fetching = f"with a network: hf download {repository}; or give a folder"
+        raise ModelError(f"{repository}{at} is not on this machine, and {why}.", hint=hint or fetching) from error
     except errors.HFValidationError as error:
         raise ModelError(f"{shown(repository)} is no name on the hub: {error}") from error
     except OSError as error:  # the client's network errors among it

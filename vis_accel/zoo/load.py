@@ -143,4 +143,5 @@ def _device(device: str | torch.device | None) -> torch.device:
         reason = "it holds no data"
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-    raise UsageError(f"Cannot use the device {shown(str(device))}: {reason}", hint="device='cpu', or 'cuda' with a GPU and its build of PyTorch")
+    hint = "device='cpu', or 'cuda' with a GPU and its build of PyTorch"
+    raise UsageError(f"Cannot use the device {shown(str(device))}: {reason}", hint=hint)
