@@ -3,9 +3,9 @@
     python eval/make_bundle.py features --run runs/cifar10-features --data DIR
     python eval/make_bundle.py dit --run runs/cifar10-dit [--samples 5000]
 
-`features` makes the reference (statistics of the training images) and the features of the test images, whose FID is the floor. `dit` looks for
-the guidance of the lowest FID, decides between leading and trailing spacing for the stock DDIM, and stores the features of the
-baselines' images at that setting. All it found is in eval/results/bundle-*.json.
+`features` makes the reference (statistics of the training images) and the features of the test images, whose FID is the floor. `dit`
+looks for the guidance of the lowest FID, decides between leading and trailing spacing for the stock DDIM, and stores the features of
+the baselines' images at that setting. All it found is in eval/results/bundle-*.json.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ import torch
 
 from vis_accel.contenders import Stage
 from vis_accel.eval.features import extract
-from vis_accel.eval.fid import Statistics, fid_with_interval, frechet_distance
+from vis_accel.eval.fid import Statistics, fid_with_interval, real_floor
 from vis_accel.eval.reference import make_reference, save_reference
 from vis_accel.files import write_atomic
 from vis_accel.generation import Job, generate
 from vis_accel.recipe import Recipe
 from vis_accel.zoo import describe, load
 from vis_accel.zoo.bundled import CARD, FOLDER, seal
-from vis_accel.zoo.cifar10 import CLASSES, load_split
+from vis_accel.zoo.cifar10 import CLASSES, SPLITS, load_split
 from vis_accel.zoo.measured import feature_net, save_features, yardstick_for
 
 RESULTS = Path(__file__).parent / "results"
-DATA = "CIFAR-10 (Krizhevsky 2009), a 32 x 32 JPEG copy of quality about 75 with 4:2:0 chroma; 45,000 training images, 5,000 set aside as calibration"
+DATA = (
+    "CIFAR-10 (Krizhevsky 2009), a 32 x 32 JPEG copy of quality about 75 with 4:2:0 chroma; "
+    "45,000 training images, 5,000 set aside as calibration"
+)
 
 
 def features(run: Path, data: Path) -> None:
@@ -42,8 +45,10 @@ def features(run: Path, data: Path) -> None:
     top1 = history["history"][-1]["top1"]
     place = _fresh(FOLDER / "cifar10-features")
     shutil.copy(run / "model.safetensors", place / "model.safetensors")
-    card = {"name": "cifar10-features", "kind": "features", "summary": "convolutional classifier, 64 features before its head", "license": "Apache-2.0",
-            "trained_on": DATA, "classes": list(CLASSES), "scores": {"top1 in training precision": top1}}
+    card: dict[str, Any] = {
+        "name": "cifar10-features", "kind": "features", "summary": "convolutional classifier, 64 features before its head",
+        "license": "Apache-2.0", "trained_on": DATA, "classes": list(CLASSES), "scores": {"top1 in training precision": top1},
+    }  # fmt: skip
     _write(place, card)
     net = feature_net()
     test = load_split(data, "test")
@@ -53,12 +58,12 @@ def features(run: Path, data: Path) -> None:
     real = extract(net, train.pixels.split(500))
     save_reference(place / "reference.safetensors", make_reference(real, net, images="cifar10-jpeg", split="train"))
     held_out = extract(net, test.pixels.split(500))
-    save_features(place / "held_out.safetensors", {"test": held_out}, net, {"images": "cifar10-jpeg", "split": "test", "sha256": test.sha256})
+    facts = {"images": "cifar10-jpeg", "split": "test", "sha256": test.sha256}
+    save_features(place / "held_out.safetensors", {"test": held_out}, net, facts)
     _write(place, card)
-    floor = {n: frechet_distance(Statistics.of(held_out[torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:n]]),
-                                 Statistics.of(real)) for n in (1280, 2500, 5000, 10000)}
-    _result("bundle-features", {"top1": card["scores"]["top1"], "floor": floor, "train_sha256": train.sha256, "test_sha256": test.sha256,
-                                "calibration_sha256": load_split(data, "calibration").sha256, "training": history})
+    floor = {n: real_floor(held_out, Statistics.of(real), n) for n in (1280, 2500, 5000, 10000)}
+    hashes = {split: load_split(data, split).sha256 for split in SPLITS}
+    _result("bundle-features", {"top1": card["scores"]["top1"], "floor": floor, "sha256": hashes, "training": history})
 
 
 def dit(run: Path, samples: int, sweep: int) -> None:
@@ -67,14 +72,15 @@ def dit(run: Path, samples: int, sweep: int) -> None:
     place = _fresh(FOLDER / "cifar10-dit")
     shutil.copytree(run / "pipeline", place, dirs_exist_ok=True)
     card: dict[str, Any] = {
-        "name": "cifar10-dit", "kind": "pipeline", "summary": "class-conditional latent diffusion at 32 x 32: a stock DiTPipeline, 16 tokens",
-        "license": "Apache-2.0", "trained_on": DATA, "classes": list(CLASSES), "sampler": "ddim(steps=50)",
+        "name": "cifar10-dit", "kind": "pipeline", "license": "Apache-2.0", "trained_on": DATA, "classes": list(CLASSES),
+        "summary": "class-conditional latent diffusion at 32 x 32: a stock DiTPipeline, 16 tokens", "sampler": "ddim(steps=50)",
         "job": {"seed": 0, "class_labels": list(range(10)), "guidance_scale": 2.0, "steps": 50},
     }  # fmt: skip
     _write(place, card)
     found: dict[str, Any] = {"training": history, "guidance": [], "spacing": []}
     scale = yardstick_for("cifar10-dit", None)
-    assert scale is not None
+    if scale is None:
+        raise SystemExit("run the features step first")
     for guidance in (1.0, 1.5, 2.0, 2.5, 3.0, 4.0):
         job = Job(class_labels=tuple(range(10)), guidance_scale=guidance, steps=12)
         found["guidance"].append({"guidance_scale": guidance} | _scores(scale, job, sweep, "dpm(steps=12)"))
@@ -104,7 +110,8 @@ def dit(run: Path, samples: int, sweep: int) -> None:
     save_features(place / "baselines.safetensors", kept, scale.net, {"model": describe("cifar10-dit").sha256, "jobs": jobs})
     card["baseline_features"] = samples
     own = found[stage.baselines[0].label]
-    card["scores"] = {name: own[name] for name in ("FID[cifar10-features]", "class agreement", "recall", "precision")} | {"n": samples, "floor": found["floor"]}
+    card["scores"] = {name: own[name] for name in (scale.fid, "class agreement", "recall", "precision")}
+    card["scores"] |= {"n": samples, "floor": found["floor"]}
     _write(place, card)
     _result("bundle-dit", found)
 
@@ -149,7 +156,8 @@ def _result(name: str, found: dict[str, Any]) -> None:
     from vis_accel.machine import commit, machine, versions
 
     RESULTS.mkdir(exist_ok=True)
-    write_atomic(RESULTS / f"{name}.json", json.dumps(found | {"machine": machine(), "versions": versions(), "commit": commit()}, indent=1) + "\n")
+    where = {"machine": machine(), "versions": versions(), "commit": commit()}
+    write_atomic(RESULTS / f"{name}.json", json.dumps(found | where, indent=1) + "\n")
 
 
 if __name__ == "__main__":

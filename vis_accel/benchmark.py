@@ -2,9 +2,10 @@
 
     card = bench("cifar10-dit", ["dpm(steps=10)"], samples=5000)
 
-Course   1. The stock pipeline makes a few images. On a bundled model they check the shipped features of its baselines; everywhere they are what
-            PSNR and SSIM are measured to. 2. Two short runs say what a call costs here, hence how many images the budget allows.
-         3. Each row: its images, streamed through the feature network and dropped; its counters; its time, interleaved with both baselines.
+Course   1. The stock pipeline makes a few images. On a bundled model they check the shipped features of its baselines; everywhere they are
+            what PSNR and SSIM are measured to. 2. Two short runs say what a call costs here, hence how many images the budget allows.
+         3. Each row: its images, streamed through the feature network and dropped; its counters; its time, interleaved with both
+            baselines.
 Safety   A finished row is on the disk before the next one starts; the card is rewritten after every row. With resume=True the same
          request finds its rows again.
 Several processes (accelerate launch) share the batches of a row; the first one times, writes and reports.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Settings:
     reference: str | None = None
     output: Path | None = None
     resume: bool = False
-    placement: Placement = Placement()
+    placement: Placement = field(default_factory=Placement)
 
 
 @dataclass
@@ -224,7 +225,8 @@ class _Bench:
         made = [] if self.shipped is not None or scale is None else list(self.stage.baselines)
         most = len(self.shipped) if self.shipped is not None else MOST if scale is not None else PROBE
         if self.shipped is not None and settings.samples is not None and settings.samples > most:
-            raise UsageError(f"{self.name} has features of {most} images of its baselines; {settings.samples} were asked for.", hint=f"--samples {most}")
+            message = f"{self.name} has features of {most} images of its baselines; {settings.samples} were asked for."
+            raise UsageError(message, hint=f"--samples {most}")
         n, seconds = choose_n(
             cost=self.cost, calls=[_planned_calls(self.stage, contender) for contender in (*made, *self.stage.candidates)], most=most,
             smallest=scale.smallest if scale is not None else 2, few=2 * PROBE,
@@ -278,7 +280,8 @@ class _Bench:
         if count == 1:
             return torch.cat(features), torch.cat(first)
         if len(mine) == 0:
-            raise UsageError(f"{self.n} images in batches of {self.settings.batch} are too few for {count} processes.", hint="a smaller --batch")
+            message = f"{self.n} images in batches of {self.settings.batch} are too few for {count} processes."
+            raise UsageError(message, hint="a smaller --batch")
         return gather_features(torch.cat(features), torch.cat(mine), self.accelerator), self._some(contender)
 
     def _some(self, contender: Contender) -> Tensor:
@@ -296,12 +299,13 @@ class _Bench:
     def _record(self, person: Contender, started: str, features: Tensor, first: Tensor, timings: Timings | None) -> Record:
         quality, verdict = self._quality(person, features, first)
         baselines = [base.label for base in self.stage.baselines]
+        dtype = str(self.pipeline.dtype).removeprefix("torch.")
         memory = peak_memory(lambda: self._batch_of(person), self.pipeline.device) if self.main else None
         return Record(
             recipe=person.label, recipe_form=person.recipe.to_dict(), exactness=person.recipe.exactness, model=self.name,
             model_hash=self.model_hash, data="the stock pipeline's images" if self.yardstick is None else self.yardstick.reference.name,
             seeds=f"{self.job.seed}..{self.job.seed + self.n - 1}", n=self.n,
-            settings={"guidance_scale": self.job.guidance_scale, "batch": self.settings.timing_batch, "dtype": str(self.pipeline.dtype).removeprefix("torch.")},
+            settings={"guidance_scale": self.job.guidance_scale, "batch": self.settings.timing_batch, "dtype": dtype},
             quality=quality, verdict=None if verdict is None else f"{verdict.outcome}: {verdict.reason}",
             speed=None if timings is None else speed(person.label, timings, baselines, self.settings.timing_batch),
             counters=count(self.stage, person), peak_memory_bytes=memory,
@@ -346,7 +350,8 @@ class _Bench:
         reference: dict[str, Any] = {}
         if self.yardstick is not None:
             real = self.yardstick.reference
-            reference = {"name": real.name, "images": real.statistics.n, "net_sha256": real.net_sha256, "floor": self.yardstick.floor(self.n)}
+            reference = {"name": real.name, "images": real.statistics.n, "net_sha256": real.net_sha256}
+            reference["floor"] = self.yardstick.floor(self.n)
         title = f"{self.name}: {', '.join(contender.label for contender in self.stage.candidates)}"
         return Card(title=title, baseline=found[0], records=tuple(found[1:]), reference=reference)
 

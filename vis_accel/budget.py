@@ -37,7 +37,16 @@ class Cost:
 
 
 def choose_n(
-    *, cost: Cost, calls: Sequence[int], most: int, smallest: int, few: int, fixed: float, samples: int | None, budget: float | None, left: float
+    *,
+    cost: Cost,
+    calls: Sequence[int],
+    most: int,
+    smallest: int,
+    few: int,
+    fixed: float,
+    samples: int | None,
+    budget: float | None,
+    left: float,
 ) -> tuple[int, float]:
     """How many images each row gets, and the seconds that will take.
 

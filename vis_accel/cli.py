@@ -68,12 +68,13 @@ def _top(
 def list_methods(format: Formatted = Format.auto) -> None:
     """The methods there are, with family, paper and one line each."""
     import json
+    from dataclasses import asdict
 
     from vis_accel import registry
 
     table = registry.entries()
     if format is Format.json:
-        typer.echo(json.dumps({name: {"family": e.family, "paper": e.paper, "summary": e.summary, "package": e.package} for name, e in table.items()}, indent=1))
+        typer.echo(json.dumps({name: asdict(entry) for name, entry in table.items()}, indent=1))
         return
     for name, entry in table.items():
         typer.echo(name if format is Format.quiet else f"{name:10} {entry.family:10} {entry.summary}  [{entry.paper}]")
@@ -85,7 +86,7 @@ def bench(
     sampler: Annotated[list[str] | None, typer.Option("--sampler", help="Name of a sampler; may be repeated.")] = None,
     steps: Annotated[str | None, typer.Option("--steps", help="For each --sampler; comma-separated, one row each. Default: 10.")] = None,
     schedule: Annotated[str | None, typer.Option("--schedule", help="For each --sampler: where its knots lie.")] = None,
-    recipe: Annotated[list[str] | None, typer.Option("--recipe", help="A whole recipe, such as 'dpm(steps=10, order=3)'; may be repeated.")] = None,
+    recipe: Annotated[list[str] | None, typer.Option("--recipe", help="A whole recipe: 'dpm(steps=10, order=3)'; may be repeated.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", "-n", help="Images a row. Default: what the budget allows.")] = None,
     budget: Annotated[str | None, typer.Option("--budget", help="Time for everything: 90s, 5m, 2h. Default: 5m.")] = None,
     guidance_scale: Guidance = None,
@@ -97,7 +98,7 @@ def bench(
     device: Device = None,
     dtype: Dtype = None,
     threads: Threads = None,
-    reference: Annotated[str | None, typer.Option("--reference", help="Folder of real images, or a file from 'vis-accel reference'.")] = None,
+    reference: Annotated[str | None, typer.Option("--reference", help="Folder of real images, or file of 'vis-accel reference'.")] = None,
     seed: Seed = 0,
     batch: Annotated[int, typer.Option("--batch", help="Images a call.")] = 50,
     output: Output = None,
@@ -140,8 +141,9 @@ def generate(
     from vis_accel.cli_generate import run
 
     run(
-        model=model, recipe=recipe, count=count, job=_job(seed, class_labels, prompt, None, guidance_scale, height, width, steps), batch=batch,
-        device=device, dtype=dtype, threads=threads, output=output or Path("generated"), format=format.value, allow_pickle=allow_pickle,
+        model=model, recipe=recipe, count=count, batch=batch, output=output or Path("generated"), format=format.value,
+        job=_job(seed, class_labels, prompt, None, guidance_scale, height, width, steps), device=device, dtype=dtype, threads=threads,
+        allow_pickle=allow_pickle,
     )  # fmt: skip
 
 
@@ -165,7 +167,7 @@ def train(
     name: Annotated[str, typer.Argument(help="cifar10-features, cifar10-autoencoder or cifar10-dit.")],
     data: Annotated[Path, typer.Option("--data", help="Folder with train/CLASS/*.jpg and test/CLASS/*.jpg.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: runs/NAME.")] = None,
-    autoencoder: Annotated[Path | None, typer.Option("--autoencoder", help="For cifar10-dit: a trained vae folder. Default: the bundled one.")] = None,
+    autoencoder: Annotated[Path | None, typer.Option("--autoencoder", help="For cifar10-dit: a vae folder. Default: the bundled.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps; default: the recipe's.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1)] = None,
     seed: Annotated[int | None, typer.Option("--seed")] = None,

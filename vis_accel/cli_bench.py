@@ -64,7 +64,7 @@ def run(
         samples=samples, budget=seconds, batch=batch, reference=reference, output=folder, resume=resume, placement=placement
     )
     table = _Table(human=format in ("auto", "human"))
-    watcher = Watcher(say=_say if loud else lambda line: None, row=table.row, progress=_Progress() if loud else lambda label, done, total: None)
+    watcher = Watcher(say=_say, row=table.row, progress=_Progress()) if loud else Watcher()
     card = bench(model, recipes, job=job, settings=settings, watcher=watcher)
     if format == "json":
         typer.echo(card.to_json(), nl=False)
@@ -111,15 +111,15 @@ class _Table:
         typer.echo(self._line(cells))
         if record.verdict:
             typer.echo(f"{'':4}quality {record.verdict}")
-        for reason in record.unstable:
-            typer.echo(f"{'':4}unstable timing: {reason}")
+        if record.unstable:
+            typer.echo(f"{'':4}unstable timing: {'; '.join(record.unstable)}")
 
     def _head(self, record: Record) -> None:
         self.started = True
         self._names = ("FID", "class agreement") if any(name.startswith("FID") for name in record.quality) else ("PSNR", "SSIM")
         shown = next((name for name in record.quality if name.startswith(self._names[0])), self._names[0])
         head = ("", shown, self._names[1], "images/s", "x stock", "x stock fast", "calls", "NFE", "peak MB")
-        typer.echo(f"{record.model}, n = {record.n}, {record.data}" + (f", guidance {record.settings.get('guidance_scale')}"))
+        typer.echo(f"{record.model}, n = {record.n}, {record.data}" + f", guidance {record.settings.get('guidance_scale')}")
         typer.echo(self._line(head))
 
     def _ratios(self, record: Record) -> tuple[str, str]:

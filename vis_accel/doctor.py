@@ -97,7 +97,8 @@ def _torch() -> str:
     for _ in range(10):
         x = x @ x / 16
     speed = 10 * 2 * 256**3 / (time.perf_counter() - started) / 1e9
-    return f"{torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, {speed:.0f} GFLOP/s on a small product"
+    isa = torch.backends.cpu.get_cpu_capability()
+    return f"{torch.__version__}, {torch.get_num_threads()} threads, {isa}, {speed:.0f} GFLOP/s on a small product"
 
 
 def _machine() -> str:

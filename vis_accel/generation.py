@@ -96,7 +96,8 @@ def generate(pipeline: Any, job: Job, indices: Sequence[int]) -> Tensor:
     pixels = images if isinstance(images, Tensor) else torch.from_numpy(images).permute(0, 3, 1, 2)
     if not bool(torch.isfinite(pixels).all()):
         first = next(i for i, image in zip(indices, pixels, strict=True) if not bool(torch.isfinite(image).all()))
-        raise RunError(f"The image of seed {job.seed + first} has pixels that are not finite.", hint="a lower guidance or another sampler may help")
+        message = f"The image of seed {job.seed + first} has pixels that are not finite."
+        raise RunError(message, hint="a lower guidance or another sampler may help")
     return (pixels.float() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
 
 

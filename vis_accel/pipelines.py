@@ -59,7 +59,7 @@ _ANSWERED = frozenset(
      "set_timesteps", "step", "timesteps")
 )  # fmt: skip
 # How pipelines mention the scheduler without asking more of it.
-_HARMLESS = re.compile(r"retrieve_timesteps\(\s*self\.scheduler,|(has|get)attr\(self\.scheduler, \"\w+\"|scheduler=scheduler")
+_HARMLESS = re.compile(r"retrieve_timesteps\(\s*self\.scheduler,|(has|get)attr\(self\.scheduler, \"\w+\"")
 
 
 @dataclass(frozen=True)

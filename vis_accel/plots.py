@@ -79,7 +79,8 @@ def _draw_points(axes: Any, card: Card) -> None:
     axes.set_title(f"{better} and further right is better; blue: no other row beats it", fontsize=8, color=_GREY, loc="left")
     floor = card.reference.get("floor")
     if axis.startswith("FID") and isinstance(floor, float):
-        axes.text(0.99, 0.01, f"floor (real images) {floor:.3g}", ha="right", va="bottom", transform=axes.transAxes, fontsize=8, color=_GREY)
+        text = f"floor (real images) {floor:.3g}"
+        axes.text(0.99, 0.01, text, ha="right", va="bottom", transform=axes.transAxes, fontsize=8, color=_GREY)
 
 
 def _point(row: Record, axis: str) -> tuple[float, float, float, float] | None:

@@ -1,14 +1,14 @@
 """One trainer for every network this package trains: on accelerate, resumable, with an exponential moving average.
 
-A task says what is trained (`Task`); the trainer owns the loop. Which examples a step sees and which random numbers it draws are functions of
-(seed, step, process) alone, so a run killed at any moment and resumed sees the same next batch, and two processes with half a batch each
-see together what one process sees.
+A task says what is trained (`Task`); the trainer owns the loop. Which examples a step sees and which random numbers it draws are
+functions of (seed, step, process) alone, so a run killed at any moment and resumed sees the same next batch, and two processes with half
+a batch each see together what one process sees.
 
     train(task, TrainingConfig(steps=1000, batch_size=128, learning_rate=1e-3), output=Path("runs/x"))
 
-The output folder holds checkpoint.safetensors (weights, average, optimiser; written atomically every few minutes), history.json (loss, learning rate and
-evaluations), curve.png and whatever the task exports. The learning rate warms up linearly, stays, and falls linearly to zero over
-the last part of the run ("warm-up, stable, decay").
+The output folder holds checkpoint.safetensors (weights, average, optimiser; written atomically every few minutes), history.json (loss,
+learning rate and evaluations), curve.png and whatever the task exports. The learning rate warms up linearly, stays, and falls linearly
+to zero over the last part of the run ("warm-up, stable, decay").
 """
 
 from __future__ import annotations
@@ -66,14 +66,22 @@ class TrainingConfig:
 class Task(Protocol):
     """What is trained. The trainer calls these and nothing else."""
 
-    name: str
-    model: nn.Module
-    examples: int  # number of training examples
+    @property
+    def name(self) -> str:
+        """What a checkpoint belongs to."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+
+    @property
+    def examples(self) -> int:
+        """Number of training examples."""
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """The examples `indices`, augmented with random numbers of `generator`; called under no_grad, outside the compiled step."""
 
-    def loss(self, model: nn.Module, *batch: Tensor) -> Tensor:
+    def loss(self, model: Callable[..., Any], /, *batch: Any) -> Tensor:
         """The scalar to be minimised; runs under autocast."""
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -225,7 +233,7 @@ class _Run:
         self.saved = time.monotonic()
         if not self.accelerator.is_main_process or any(not torch.isfinite(loss) for loss in self.losses):
             return
-        meta = {"config": asdict(self.config), "step": self.step, "seconds": self.elapsed(), "history": self.history, "task": self.task.name}
+        meta = {"task": self.task.name, "config": asdict(self.config), "step": self.step, "seconds": self.elapsed(), "history": self.history}
         _save(self.output / CHECKPOINT, meta, task=self.task, ema=self.ema.module, optimizer=self.optimizer.optimizer)
 
     def finish(self) -> TrainingResult:
@@ -251,11 +259,12 @@ def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimize
 
 def _same_configuration(found: dict[str, Any], wanted: TrainingConfig) -> None:
     ours = json.loads(json.dumps(asdict(wanted)))
-    free = {"checkpoint_seconds", "evaluate_every", "compile"}  # change nothing of the result
+    free = {"checkpoint_seconds", "evaluate_every", "compile"}  # these change nothing of the result
     different = [f.name for f in fields(wanted) if f.name not in free and found.get(f.name) != ours[f.name]]
     if different:
         words = ", ".join(f"{name}: {found.get(name)} there, {ours[name]} here" for name in different)
-        raise UsageError(f"The checkpoint was made with another configuration ({words}).", hint="use the same options, or another --output")
+        message = f"The checkpoint was made with another configuration ({words})."
+        raise UsageError(message, hint="use the same options, or another --output")
 
 
 def _parts(task: Task, ema: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -280,7 +289,7 @@ def _load(path: Path, *, task: Task, ema: nn.Module, optimizer: torch.optim.Opti
     try:
         with safe_open(path, "pt") as file:
             meta: dict[str, Any] = json.loads(file.metadata()["training"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path} is not a checkpoint of this trainer: {error}") from error
     if meta["task"] != task.name:

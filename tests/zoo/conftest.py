@@ -32,8 +32,8 @@ def _make(folder: Path, *, dtype: torch.dtype = torch.bfloat16, shard: str | Non
             num_embeds_ada_norm=1000,
         )  # fmt: skip
         vae = AutoencoderKL(
-            sample_size=32, latent_channels=4, norm_num_groups=4, block_out_channels=(4, 4, 8), layers_per_block=1, mid_block_add_attention=False,
-            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+            sample_size=32, latent_channels=4, norm_num_groups=4, block_out_channels=(4, 4, 8), layers_per_block=1,
+            mid_block_add_attention=False, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         )  # fmt: skip
     scheduler = DDIMScheduler(prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing")
     pipeline: Any = DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler)
@@ -77,7 +77,8 @@ def models(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     root = tmp_path / "models"
     shutil.copytree(saved, root / "cifar10-dit")
     job = {"seed": 0, "class_labels": [0, 1], "guidance_scale": 2.0, "steps": 4}
-    write_card(root / "cifar10-dit", name="cifar10-dit", kind="pipeline", job=job, classes=["airplane", "automobile"], baseline_features=100)
+    classes = ["airplane", "automobile"]
+    write_card(root / "cifar10-dit", name="cifar10-dit", kind="pipeline", job=job, classes=classes, baseline_features=100)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(8)
         save_module(ConvClassifier(widths=(4, 4, 8, 8), num_features=6), root / "cifar10-features" / "model.safetensors")

@@ -105,6 +105,10 @@ def absolute_shards(model: Path, _: Path) -> None:
     (model / "vae" / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"a": "/etc/x.safetensors"}}))
 
 
+def wide(channels: int) -> Break:
+    return lambda model, _: edit(model / "vae" / "config.json", block_out_channels=[channels] * 3)
+
+
 def missing_shard(model: Path, _: Path) -> None:
     (model / "vae" / WEIGHTS).unlink()
     (model / "vae" / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"a": "x.safetensors"}}))
@@ -149,6 +153,10 @@ def a_bit_deep(model: Path, _: Path) -> None:
     (model / "vae" / "config.json").write_text('{"a":' * 60 + "1" + "}" * 60)
 
 
+def endless(model: Path, _: Path) -> None:
+    edit(model / "scheduler" / "scheduler_config.json", num_train_timesteps=10**12)
+
+
 def remove(name: str) -> Break:
     def broken(model: Path, _: Path) -> None:
         (model / name).unlink()
@@ -171,9 +179,9 @@ ATTACKS: dict[str, tuple[Break, str]] = {
     "custom_pipeline key": (lambda model, _: index(model, custom_pipeline="owner/evil"), "'custom_pipeline': it asks for code"),
     "auto_map": (lambda model, _: edit(model / "vae" / "config.json", auto_map={"AutoModel": "evil.Evil"}), "'auto_map': it asks for code"),
     "adapter": (lambda model, _: (model / "vae" / "adapter_config.json").write_text("{}"), "makes the loader fetch another model"),
-    "component outside": (lambda model, _: index(model, **{"../vae": ["diffusers", "AutoencoderKL"]}), r"'\.\./vae' is no name of a component"),
+    "component outside": (lambda model, _: index(model, **{"../vae": ["diffusers", "AutoencoderKL"]}), r"'\.\./vae' is no name of"),
     "component of three": (lambda model, _: index(model, vae=["diffusers", "AutoencoderKL", "x"]), r"a component is \[library, class\]"),
-    "pickled weights": (pickled, r"only diffusion_pytorch_model\.bin: reading it can run .*\n.*--allow-pickle"),
+    "pickled weights": (pickled, r"only diffusion_pytorch_model\.bin: reading it can run [\s\S]*--allow-pickle"),
     "pickle without index": (pickled_classifier, r"no model_index\.json: it has pytorch_model\.bin"),
     "link that leaves": (linked, r"config\.json is a link to .*secret, outside of"),
     "folder that is a link": (linked_folder, "vae is a link to .*outside"),
@@ -182,11 +190,11 @@ ATTACKS: dict[str, tuple[Break, str]] = {
     "shards at the root": (absolute_shards, r"leads to '/etc/x\.safetensors'"),
     "shard missing": (missing_shard, r"x\.safetensors is missing"),
     "shards that lie": (lying_shards, "puts the tensor '.*' into .* but"),
-    "wide": (lambda model, _: edit(model / "vae" / "config.json", block_out_channels=[2**20] * 3), "does not belong to its weights"),
-    "overflowing": (lambda model, _: edit(model / "vae" / "config.json", block_out_channels=[2**40] * 3), "describes no network: RuntimeError"),
+    "wide": (wide(2**20), "does not belong to its weights"),
+    "overflowing": (wide(2**62), "describes no network: RuntimeError"),
     "deep network": (lambda model, _: edit(model / "transformer" / "config.json", num_layers=10**9), "does not belong to its weights"),
     "large sample": (lambda model, _: edit(model / "transformer" / "config.json", sample_size=2**20), "does not belong to its weights"),
-    "endless scheduler": (lambda model, _: edit(model / "scheduler" / "scheduler_config.json", num_train_timesteps=10**12), "num_train_timesteps"),
+    "endless scheduler": (endless, "num_train_timesteps is 1000000000000"),
     "negative": (lambda model, _: edit(model / "transformer" / "config.json", num_attention_heads=-1), "describes no network"),
     "other type": (lambda model, _: edit(model / "transformer" / "config.json", num_attention_heads="many"), "describes no network"),
     "quantized": (lambda model, _: edit(model / "vae" / "config.json", quantization_config={"quant_method": "x"}), "quantized"),
@@ -195,7 +203,7 @@ ATTACKS: dict[str, tuple[Break, str]] = {
     "truncated": (truncated, "vae/.* is not a whole safetensors file"),
     "empty file": (empty_file, "vae/.* is not a whole safetensors file"),
     "tensor missing": (tensor(lambda found: found.pop("proj_out_2.bias")), r"The tensor 'proj_out_2\.bias' .* is missing in .*transformer"),
-    "tensor too many": (tensor(lambda found: found.update(evil=torch.zeros(1))), "a tensor 'evil', which DiTTransformer2DModel has no place for"),
+    "tensor too many": (tensor(lambda found: found.update(evil=torch.zeros(1))), "a tensor 'evil', which .* has no place for"),
     "tensor renamed": (tensor(lambda found: found.update(proj_out_3=found.pop("proj_out_2.bias"))), "is missing in .* It has 'proj_out_3'"),
     "tensor of integers": (tensor(lambda found: found.update({"proj_out_2.bias": found["proj_out_2.bias"].int()})), "has the dtype I32"),
     "tensor of another shape": (tensor(lambda found: found.update({"proj_out_2.bias": torch.zeros(3)})), r"has the shape \(3,\)"),
@@ -247,7 +255,7 @@ def test_pickled_weights_load_when_allowed_and_even_then_a_payload_does_not_run(
     torch.save(state, path.with_name("diffusion_pytorch_model.bin"))
     loaded = load(model, allow_pickle=True).vae.state_dict()
     assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in state.items())
-    path.with_name("diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Payload(tmp_path / "canary")))
+    path.with_name("diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Payload(tmp_path / "canary"), protocol=2))
     with pytest.raises(ModelError, match="diffusers cannot load"):
         load(model, allow_pickle=True)
     assert not (tmp_path / "canary").exists()
@@ -293,6 +301,14 @@ def mutate(path: Path, chance: random.Random) -> str:
     return f"{how} {name}"
 
 
+def refusal(model: Path) -> str | None:
+    try:
+        load(model)
+    except ModelError as error:
+        return str(error)
+    return None
+
+
 def test_a_hundred_mutations_are_refused_or_change_nothing(model: Path) -> None:
     chance = random.Random(3)
     good = {part: load_file(model / part / WEIGHTS) for part in ("transformer", "vae")}
@@ -302,14 +318,14 @@ def test_a_hundred_mutations_are_refused_or_change_nothing(model: Path) -> None:
         path = model / part / WEIGHTS
         original = path.read_bytes()
         how = mutate(path, chance)
-        try:
+        message = refusal(model)
+        if message is None:  # a bit of the file's own metadata, or of padding
             state = getattr(load(model), part).state_dict()
-        except ModelError as error:
-            refused += 1
-            assert part in str(error), (turn, how)
-        else:  # a bit of the file's own metadata, or of padding
             assert state.keys() == good[part].keys(), (turn, how)
             assert all(torch.equal(state[name], tensor.float()) for name, tensor in good[part].items()), (turn, how)
+        else:
+            refused += 1
+            assert f"/{part}" in message, (turn, how)
         path.write_bytes(original)
     assert refused >= 90
     load(model)

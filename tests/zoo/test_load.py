@@ -281,7 +281,8 @@ def test_load_for_sets_the_threads(models: Path) -> None:
 
 def test_importing_the_face_loads_nothing_heavy_and_load_is_a_function() -> None:
     code = (
-        "import sys, vis_accel.zoo.load, vis_accel.zoo as z; from vis_accel.zoo import load; import vis_accel; assert callable(z.load) and callable(load)\n"
+        "import sys, vis_accel.zoo.load, vis_accel.zoo as z; from vis_accel.zoo import load; import vis_accel\n"
+        "assert callable(z.load) and callable(load)\n"
         "assert vis_accel.load is load\n"
         "assert not {'torch', 'diffusers', 'timm', 'transformers', 'huggingface_hub', 'accelerate'} & set(sys.modules), sorted(sys.modules)"
     )

@@ -103,6 +103,5 @@ def quantity(interval: Interval, *, higher_is_better: bool | None = None) -> Qua
     finite = all(abs(end) < float("inf") for end in (low, high)) and interval.n > 1
     if abs(interval.value) == float("inf"):  # the PSNR of identical images
         return Quantity(value=None, higher_is_better=higher_is_better)
-    return Quantity(
-        value=interval.value, low=low if finite else None, high=high if finite else None, level=interval.level, higher_is_better=higher_is_better
-    )
+    ends = (low, high) if finite else (None, None)
+    return Quantity(value=interval.value, low=ends[0], high=ends[1], level=interval.level, higher_is_better=higher_is_better)

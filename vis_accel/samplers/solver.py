@@ -74,7 +74,7 @@ class Solver(Method):
         return schedules.create(self.schedule, None if own else self.steps or steps, noise)
 
     def check_target(self, view: Any) -> None:
-        """Refuses what has no scheduler to replace, noise that the samplers have no space for, and a schedule that does not fit the noise."""
+        """Refuses what has no scheduler to replace, noise the samplers have no space for, and a schedule that does not fit the noise."""
         if not hasattr(view, "install_scheduler"):
             raise NotApplicableError(f"{self.name} replaces the sampler of a diffusion pipeline, and the target has none.")
         self.knots(self.steps or 1, view.noise)

@@ -3,8 +3,8 @@
 The folder is laid out as train/CLASS/*.jpg and test/CLASS/*.jpg. The bundled models were trained on a JPEG copy (quality about 75, 4:2:0
 chroma): not the lossless original, so their scores are not scores on CIFAR-10 proper.
 
-Split    Of the 5,000 training images of each class, in the order of their names, the last 500 are set aside as `calibration` and never trained on:
-         thresholds and calibrations use them. `train` is the other 45,000, `test` the 10,000 test images.
+Split    Of the 5,000 training images of each class, in the order of their names, the last 500 are set aside as `calibration` and never
+         trained on: thresholds and calibrations use them. `train` is the other 45,000, `test` the 10,000 test images.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def load_split(folder: Path, split: str) -> Images:
         part = "test" if split == "test" else "train"
         paths = sorted(p for p in (folder / part / name).glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if len(paths) <= _CALIBRATION_PER_CLASS:
-            raise DataError(f"{folder / part / name} holds {len(paths)} images.", hint="--data is the folder with train/CLASS/*.jpg and test/CLASS/*.jpg")
+            message = f"{folder / part / name} holds {len(paths)} images; more than {_CALIBRATION_PER_CLASS} are wanted."
+            raise DataError(message, hint="--data is the folder with train/CLASS/*.jpg and test/CLASS/*.jpg")
         if part == "train":
             paths = paths[-_CALIBRATION_PER_CLASS:] if split == "calibration" else paths[:-_CALIBRATION_PER_CLASS]
         pixels += [_read(path) for path in paths]

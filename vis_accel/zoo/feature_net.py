@@ -25,6 +25,9 @@ class ConvClassifier(nn.Module):
         mean, std: statistics of the training images per channel, in [0, 1]; part of the network, so an image needs no other preparation.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         *,

@@ -27,10 +27,19 @@ from vis_accel.files import write_atomic
 from vis_accel.generation import Job
 from vis_accel.zoo import bundled
 
-__all__ = ["FEATURES", "Shipped", "feature_net", "image_folder_features", "load_features", "save_features", "shipped_baselines", "yardstick_for"]
+__all__ = [
+    "FEATURES",
+    "Shipped",
+    "feature_net",
+    "image_folder_features",
+    "load_features",
+    "save_features",
+    "shipped_baselines",
+    "yardstick_for",
+]
 
 FEATURES = "cifar10-features"
-_CLOSE, _CLOSE_WORST = 0.02, 0.2  # relative difference of features: typical, and of the worst image; float32 on two machines is far below both
+_CLOSE, _CLOSE_WORST = 0.02, 0.2  # relative difference of features, typical and of the worst image: float32 elsewhere is far below both
 
 
 def feature_net() -> FeatureNet:
@@ -116,7 +125,8 @@ class Shipped:
         shipped = self.features[0][: len(made)].float()
         apart = (made - shipped).norm(dim=1) / shipped.norm(dim=1)
         if bool(apart.median() > _CLOSE) or bool(apart.max() > _CLOSE_WORST):
-            return f"images made here differ from those they were made of (median {apart.median():.2g}, worst {apart.max():.2g} of a feature's length)"
+            words = f"median {apart.median():.2g}, worst {apart.max():.2g} of a feature's length"
+            return f"images made here differ from those they were made of ({words})"
         return None
 
 
@@ -158,7 +168,7 @@ def load_features(path: Path, net: FeatureNet) -> tuple[dict[str, Tensor], dict[
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
         facts: dict[str, Any] = json.loads(metadata["facts"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(f"{path} is not a file of features: {error}") from error

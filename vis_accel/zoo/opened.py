@@ -70,7 +70,8 @@ def open_pipeline(model: Any, job: Job, placement: Placement) -> Opened:
     dtype = None if placement.dtype is None else getattr(torch, placement.dtype)
     pipeline = load(model, allow_pickle=placement.allow_pickle, dtype=dtype)
     if not hasattr(pipeline, "scheduler"):
-        raise UsageError(f"{model} is no diffusion pipeline.", hint="bundled pipelines: " + ", ".join(n for n in MODELS if n != "cifar10-features"))
+        pipelines = [name for name, entry in MODELS.items() if entry.kind == "pipeline"]
+        raise UsageError(f"{model} is no diffusion pipeline.", hint=f"bundled pipelines: {', '.join(pipelines)}")
     try:
         pipeline.to(device)
     except (RuntimeError, AssertionError, ValueError) as error:

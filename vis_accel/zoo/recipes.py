@@ -84,5 +84,6 @@ def _autoencoder(folder: Path | None) -> Any:
     from diffusers import AutoencoderKL
 
     if not (folder / "config.json").exists():
-        raise UsageError(f"{folder} is no autoencoder folder: it has no config.json.", hint="vis-accel train cifar10-autoencoder writes one, named vae")
+        message = f"{folder} is no autoencoder folder: it has no config.json."
+        raise UsageError(message, hint="vis-accel train cifar10-autoencoder writes one, named vae")
     return AutoencoderKL.from_pretrained(folder, use_safetensors=True).eval()

@@ -10,6 +10,7 @@ Dropout  of the label happens in the batch, one draw an image: the network's own
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def build(*, width: int = 192, depth: int = 8) -> Any:
     from diffusers import DiTTransformer2DModel
 
     model = DiTTransformer2DModel(
-        num_attention_heads=width // 64, attention_head_dim=64, in_channels=4, out_channels=4, num_layers=depth, sample_size=8, patch_size=2,
-        num_embeds_ada_norm=1000,
+        num_attention_heads=width // 64, attention_head_dim=64, num_layers=depth, in_channels=4, out_channels=4, sample_size=8,
+        patch_size=2, num_embeds_ada_norm=1000,
     )  # fmt: skip
     for block in model.transformer_blocks:
         nn.init.zeros_(block.norm1.linear.weight)
@@ -61,7 +62,8 @@ def scheduler() -> Any:
 def default_config(steps: int = 10_000) -> TrainingConfig:
     """About an hour on 2 cores."""
     return TrainingConfig(
-        steps=steps, batch_size=128, learning_rate=8e-4, warmup=0.03, decay=0.5, ema_decay=0.9995, weight_decay=0.01, evaluate_every=steps // 5
+        steps=steps, batch_size=128, learning_rate=8e-4, warmup=0.03, decay=0.5, ema_decay=0.9995, weight_decay=0.01,
+        evaluate_every=steps // 5,
     )
 
 
@@ -83,7 +85,7 @@ class DiTTask:
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         count = len(indices)
         labels = torch.where(torch.rand(count, generator=generator) < _LABEL_DROPOUT, NULL_CLASS, self.labels[indices])
-        return self._noised(self.latents[indices], generator) + (labels,)
+        return (*self._noised(self.latents[indices], generator), labels)
 
     def _noised(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Noised latents, time steps, the target v, and the weight of each example."""
@@ -94,9 +96,11 @@ class DiTTask:
         snr = (signal / (1 - signal)).flatten()
         return alpha * latents + sigma * noise, times, alpha * noise - sigma * latents, snr.clamp(max=_SNR_LIMIT) / (snr + 1)
 
-    def loss(self, model: nn.Module, noised: Tensor, times: Tensor, target: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, model: Callable[..., Any], /, *batch: Any) -> Tensor:
+        noised, times, target, weight, labels = batch
         output = model(noised, timestep=times, class_labels=labels, return_dict=False)[0]
-        return (weight * (output.float() - target).square().mean(dim=(1, 2, 3))).mean()
+        loss: Tensor = (weight * (output.float() - target).square().mean(dim=(1, 2, 3))).mean()
+        return loss
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -112,7 +116,7 @@ class DiTTask:
 
         pipeline: Any = DiTPipeline(
             transformer=model, vae=self.autoencoder, scheduler=scheduler(), id2label=dict(enumerate(CLASSES))
-        )  # type: ignore[no-untyped-call]
+        )
         grid(pipeline, folder / "grid.png")
         pipeline.to(torch.bfloat16)
         pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)

@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +63,8 @@ class FeaturesTask:
         images = augment(self.train.pixels[indices].float() / 255, generator, cutout=0 if self.refine else _CUTOUT)
         return images.contiguous(memory_format=torch.channels_last), self.train.labels[indices]
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, model: Callable[..., Any], /, *batch: Any) -> Tensor:
+        images, labels = batch
         return functional.cross_entropy(model(images).float(), labels, label_smoothing=0.0 if self.refine else 0.1)
 
     @torch.no_grad()
@@ -78,7 +81,7 @@ class FeaturesTask:
 
 
 def augment(images: Tensor, generator: torch.Generator, *, cutout: int) -> Tensor:
-    """Random crop of the image padded by reflection, random flip, and a grey square of side `cutout` at a random place; B x 3 x H x W in [0, 1]."""
+    """Random crop after padding by reflection, random flip, a grey square of side `cutout` anywhere; B x 3 x H x W in [0, 1]."""
     count, _, height, width = images.shape
     padded = functional.pad(images, (_PAD,) * 4, mode="reflect")
     top, left = torch.randint(0, 2 * _PAD + 1, (2, count), generator=generator)

@@ -1,0 +1,163 @@
+"""`bench` end to end on the stand-in models: rows, counters, resumption, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vis_accel import benchmark
+from vis_accel.benchmark import Settings, Watcher, bench, preview
+from vis_accel.contenders import Stage
+from vis_accel.errors import UsageError
+from vis_accel.generation import Job, generate
+from vis_accel.recipe import Recipe
+from vis_accel.record import Card, Record
+from vis_accel.zoo import describe, load
+from vis_accel.zoo.measured import feature_net, save_features, shipped_baselines
+from vis_accel.zoo.opened import Placement
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timing that takes no time: the figures are not looked at here."""
+    monkeypatch.setattr(benchmark, "ROUNDS", 1)
+    monkeypatch.setattr(benchmark, "PROBE", 4)
+
+
+def settings(**changes: object) -> Settings:
+    return Settings(**{"samples": 120, "batch": 40, "timing_batch": 2, **changes})  # type: ignore[arg-type]
+
+
+def test_a_card_has_both_baselines_and_every_recipe_with_counted_calls(standin: Path) -> None:
+    rows: list[Record] = []
+    watcher = Watcher(row=rows.append)
+    card = bench("cifar10-dit", ["dpm(steps=3)", "heun(steps=3)"], settings=settings(output=standin / "out"), watcher=watcher)
+    assert [row.recipe for row in card.rows] == ["stock DDIM, 12 steps", "stock DPM++ 2M, 20 steps", "dpm(steps=3)", "heun(steps=3)"]
+    assert [row.counters["calls"] for row in card.rows] == [12, 20, 3, 5]
+    assert [row.counters["nfe"] for row in card.rows] == [24, 40, 6, 10]  # guided: two rows a call
+    assert [row.recipe for row in rows] == [row.recipe for row in card.rows]
+    assert all(row.n == 120 and row.seeds == "0..119" and row.speed is not None for row in card.rows)
+    work = [row.counters["GMACs"] for row in card.rows]
+    assert work[2] == pytest.approx(work[0] / 4, rel=1e-2)  # type: ignore[operator]
+    assert "PSNR[n=4]" in card.records[0].quality
+    assert "KID" in card.baseline.quality
+    assert not any(name.startswith("FID") for name in card.baseline.quality)  # 120 images are too few for 64 features
+    assert Card.load(standin / "out") == card
+    assert (standin / "out" / "card.png").stat().st_size > 10_000
+    assert len(list((standin / "out" / "samples").glob("*.png"))) == 4
+    assert not list((standin / "out").rglob("*.tmp*"))
+
+
+def test_an_fid_comes_with_interval_floor_and_verdict_and_claims_nothing_at_small_n(standin: Path) -> None:
+    card = bench("cifar10-dit", ["ddim(steps=12)"], settings=settings(samples=1300, batch=100))
+    row = card.records[-1]
+    fid = row.quality["FID[cifar10-features]"]
+    assert fid.value is not None
+    assert fid.low is not None
+    assert fid.low < fid.value < fid.high  # type: ignore[operator]
+    assert isinstance(card.reference["floor"], float)
+    difference = row.quality["FID[cifar10-features] difference"].value
+    assert difference == pytest.approx(0, abs=1e-3)  # the same mathematics as the stock sampler, from the same seeds
+    assert row.verdict is not None
+    assert row.verdict.startswith("n too small")
+    assert row.quality["PSNR[n=4]"].value > 45  # type: ignore[operator]
+
+
+def test_bench_leaves_the_pipeline_as_it_came(standin: Path) -> None:
+    pipeline = load("cifar10-dit")
+    pipeline.set_progress_bar_config(disable=True)
+    job = Job(class_labels=(1, 2), guidance_scale=2.0, steps=4)
+    before, image = dict(vars(pipeline)), generate(pipeline, job, range(2))
+    bench(pipeline, ["unipc(steps=3)"], job=job, settings=settings(samples=4))
+    assert vars(pipeline) == before
+    assert torch.equal(generate(pipeline, job, range(2)), image)
+
+
+def test_a_killed_run_resumes_and_loses_only_the_row_in_flight(standin: Path) -> None:
+    output = standin / "out"
+
+    def killed_at_second(record: Record) -> None:
+        if record.recipe == "dpm(steps=3)":
+            raise KeyboardInterrupt
+
+    recipes = ["dpm(steps=3)", "euler(steps=3)"]
+    with pytest.raises(KeyboardInterrupt):
+        bench("cifar10-dit", recipes, settings=settings(output=output), watcher=Watcher(row=killed_at_second))
+    kept = [json.loads(line)["record"]["recipe"] for line in (output / "rows.jsonl").read_text().splitlines()]
+    assert kept == ["stock DDIM, 12 steps", "stock DPM++ 2M, 20 steps", "dpm(steps=3)"]
+    said: list[str] = []
+    card = bench("cifar10-dit", recipes, settings=settings(output=output, resume=True), watcher=Watcher(say=said.append))
+    assert [row.recipe for row in card.records[1:]] == recipes
+    assert not any("dpm(steps=3): timing" in line for line in said)
+    assert any("euler(steps=3): timing" in line for line in said)
+    whole = bench("cifar10-dit", recipes, settings=settings(output=standin / "whole"))
+    for ours, theirs in zip(card.rows, whole.rows, strict=True):
+        assert ours.quality == theirs.quality
+        assert ours.counters == theirs.counters
+
+
+def test_a_new_run_keeps_the_rows_of_the_old_one_aside(standin: Path) -> None:
+    for _ in range(2):
+        bench("cifar10-dit", ["dpm(steps=2)"], settings=settings(output=standin / "out", samples=4))
+    assert len(list((standin / "out").glob("rows*.jsonl"))) == 2
+
+
+def test_shipped_features_are_used_only_for_the_very_job_and_weights(standin: Path, measured_folder: Path) -> None:
+    from dataclasses import asdict, replace
+
+    pipeline = load("cifar10-dit")
+    pipeline.set_progress_bar_config(disable=True)
+    job = Job(class_labels=tuple(range(10)), guidance_scale=2.0, steps=12)
+    net = feature_net()
+    stage = Stage(pipeline, [Recipe.parse("dpm(steps=2)")], job)
+    kept = {}
+    for base in stage.baselines:
+        stage.enter(base)
+        kept[base.label] = net(generate(pipeline, base.job, range(8)))
+    stage.close()
+    path = measured_folder / "cifar10-dit" / "baselines.safetensors"
+    jobs = {base.label: base.job for base in stage.baselines}
+    sha = describe("cifar10-dit").sha256
+    try:
+        save_features(path, kept, net, {"model": sha, "jobs": {label: asdict(one) for label, one in jobs.items()}})
+        shipped = shipped_baselines("cifar10-dit", sha, net, jobs)
+        assert shipped is not None
+        assert len(shipped) == 8
+        assert shipped.problem(kept["stock DDIM, 12 steps"][:4]) is None
+        assert shipped.problem(kept["stock DDIM, 12 steps"][:4].flip(0)) is not None
+        other = {label: replace(one, guidance_scale=3.0) for label, one in jobs.items()}
+        assert shipped_baselines("cifar10-dit", sha, net, other) is None
+        assert shipped_baselines("cifar10-dit", "0" * 64, net, jobs) is None
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def test_a_preview_counts_calls_and_generates_nothing(standin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "__call__", lambda *args, **kwargs: pytest.fail("a network was called"))
+    lines = preview("cifar10-dit", [Recipe.parse("heun(steps=5)")], job=Job(), placement=Placement())
+    assert lines[-1] == "heun(steps=5): 9 calls"
+
+
+@pytest.mark.parametrize(
+    ("recipes", "job", "changes", "message"),
+    [
+        ([], Job(), {}, "at least one recipe"),
+        (["dpm(steps=3)", "dpm(steps=3)"], Job(), {}, "twice"),
+        (["dpm(steps=3)"], Job(class_labels=(11,)), {}, "no class 11"),
+        (["dpm(steps=3)"], Job(prompts=("a cat",)), {}, "takes no prompt"),
+        (["dpm(steps=3)"], Job(height=64), {}, "takes no height"),
+        (["dpm(steps=3)"], Job(guidance_scale=-1.0), {}, "guidance_scale must be"),
+        (["dpm(steps=2000)"], Job(), {}, "1 .. 1000"),
+        (["dpm(steps=3, schedule='flow')"], Job(), {}, "flow"),
+        (["dpm(steps=3)"], Job(), {"samples": 10_000_000}, "would take about"),
+        (["dpm(steps=3)"], Job(), {"samples": 1_000_000, "budget": 5.0}, "would take about"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(
+    standin: Path, recipes: list[str], job: Job, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        bench("cifar10-dit", recipes, job=job, settings=settings(**changes))
