@@ -39,9 +39,8 @@ def _code(names: list[str]) -> list[str]:
     """A stale build folder leaves modules in a wheel that the source no longer has; a wrong configuration leaves some out."""
     here = {path.relative_to(SOURCE).as_posix() for path in (SOURCE / "vis_accel").rglob("*.py")}
     there = {name for name in names if name.startswith("vis_accel/") and name.endswith(".py")}
-    return [f"{name} is not in the wheel" for name in sorted(here - there)] + [
-        f"{name} is not in the source" for name in sorted(there - here)
-    ]
+    stale = [f"{name} is not in the source" for name in sorted(there - here)]
+    return [f"{name} is not in the wheel" for name in sorted(here - there)] + stale
 
 
 def _models(wheel: zipfile.ZipFile, names: list[str]) -> list[str]:

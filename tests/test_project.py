@@ -111,16 +111,15 @@ LOADERS = {"torch.load", "torch.jit.load", "torch.package.PackageImporter", "tor
 
 
 def unpickling(source: str) -> list[str]:
-    """What in a module's text reads pickles or runs text: imports of unpicklers, loaders of PyTorch, numpy's `allow_pickle`, `eval`, `exec`.
+    """What in a module's text reads pickles or runs text: unpicklers, PyTorch's loaders, numpy's `allow_pickle`, `eval`, `exec`.
 
     Names are followed through `import a.b as c` and `from a import b as c`.
     """
     tree, aliases, found = ast.parse(source), dict[str, str](), list[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            aliases |= {
-                alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0] for alias in node.names
-            }
+            names = [(alias.asname, alias.name) for alias in node.names]
+            aliases |= {given or name.split(".")[0]: name if given else name.split(".")[0] for given, name in names}
             found += [alias.name for alias in node.names if alias.name.split(".")[0] in UNPICKLERS]
         elif isinstance(node, ast.ImportFrom) and node.module:
             aliases |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
@@ -129,11 +128,9 @@ def unpickling(source: str) -> list[str]:
         if isinstance(node, (ast.Attribute, ast.Name)) and isinstance(node.ctx, ast.Load):
             name = _dotted(node, aliases)
             found += [name] if name in LOADERS or name in ("eval", "exec") else []
-        if isinstance(node, ast.Call) and _dotted(node.func, aliases) in ("numpy.load", "numpy.lib.npyio.NpzFile"):
-            refused = any(
-                word.arg == "allow_pickle" and isinstance(word.value, ast.Constant) and word.value.value is False for word in node.keywords
-            )
-            found += [] if refused or not any(word.arg == "allow_pickle" for word in node.keywords) else ["numpy.load(allow_pickle)"]
+        if isinstance(node, ast.Call) and _dotted(node.func, aliases) == "numpy.load":
+            asked = [word.value for word in node.keywords if word.arg == "allow_pickle"]
+            found += ["numpy.load(allow_pickle)" for value in asked if not (isinstance(value, ast.Constant) and value.value is False)]
     return found
 
 

@@ -78,6 +78,7 @@ def test_it_stays_in_evaluation_mode_and_builds_no_graph() -> None:
         assert torch.equal(wrapped(image), wrapped(image).float())
         inside = wrapped(image)
     assert torch.equal(inside, wrapped(image))
+    assert torch.equal(inside, inner(as_eight_bit(image)))  # in full precision, and in evaluation mode, where it was put
 
 
 def test_a_wrong_number_of_features_is_refused(net: FeatureNet) -> None:

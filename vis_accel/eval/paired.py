@@ -71,7 +71,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 def local_lpips(net: Literal["alex", "vgg", "squeeze"] = "alex", device: str | torch.device = "cpu") -> Score | None:
     """LPIPS per image, or None where the backbone's weights are not in torch's hub folder. Downloads nothing."""
-    import torchvision  # type: ignore[import-untyped]
+    import torchvision
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     weights = {"alex": "AlexNet_Weights", "vgg": "VGG16_Weights", "squeeze": "SqueezeNet1_1_Weights"}

@@ -167,7 +167,7 @@ def _warnings(values: tuple[float, ...]) -> list[str]:
 def _synchronise() -> None:
     import torch
 
-    if torch.cuda.is_available() and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_available() and not torch.cuda.is_initialized():
         return  # nothing runs there, and to ask would set up the device
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()

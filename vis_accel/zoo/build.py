@@ -50,10 +50,10 @@ def pipeline(place: Path, *, allow_pickle: bool, dtype: torch.dtype, device: tor
     if getattr(kind, "_load_connected_pipes", False):
         raise ModelError(f"{place}: a {layout.pipeline} fetches other models on its own.", hint="load the pipeline it is made of")
     headers = {part.name: _checked(diffusers, part, allow_pickle) for part in layout.components}
+    word = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 40) else "torch_dtype"
+    options = {word: dtype, "use_safetensors": None if allow_pickle else True}
     try:
-        loaded = kind.from_pretrained(
-            str(place), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=None if allow_pickle else True
-        )
+        loaded = kind.from_pretrained(str(place), local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # a foreign loader raises what it likes; the user asked for one folder, and it is at fault
         raise ModelError(f"diffusers cannot load {place}: {type(error).__name__}: {shown(str(error), 300)}") from error
     for part in layout.components:

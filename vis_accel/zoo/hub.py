@@ -64,16 +64,20 @@ def timm_model(name: str, *, random_weights: bool, revision: str | None, allow_p
     architecture = name.partition(".")[0]
     if ":" in name or "/" in name or not timm.is_model(architecture):
         raise UnknownNameError.of("model of timm", name, timm.list_models())
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        raise UnknownNameError.of("timm model", name, timm.list_models(f"{architecture}.*", pretrained=True)) from None
     if random_weights and revision is not None:
         raise UsageError("revision chooses weights, and random_weights asks for none.", hint="leave out one of them")
     if random_weights:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return _created(timm, architecture if timm.get_pretrained_cfg(name, allow_unregistered=False) is None else name)
-    file = _timm_file(timm, name, revision, allow_pickle)
+            return _created(timm, name)
+    file = _timm_file(name, config, revision, allow_pickle)
     if file is None:
-        with _explained(name, revision):
-            network = _created(timm, name, pretrained=True)
+        place = {"hf_hub_id": f"{config.hf_hub_id}@{revision}"} if revision else None
+        network = _created(timm, name, pretrained=True, pretrained_cfg_overlay=place)
         check.finite(network, Path(f"timm/{name}"), {})
         return network
     headers = check.read_headers([file])
@@ -82,12 +86,11 @@ def timm_model(name: str, *, random_weights: bool, revision: str | None, allow_p
     return network
 
 
-def _timm_file(timm: Any, name: str, revision: str | None, allow_pickle: bool) -> Path | None:
+def _timm_file(name: str, config: Any, revision: str | None, allow_pickle: bool) -> Path | None:
     """The safetensors file of a network's weights, in the hub's cache; None if there is none and pickles are allowed."""
     import huggingface_hub as hub
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
-    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
     repository = getattr(config, "hf_hub_id", None)
     hint = "for rows of speed, which need no weights: random_weights=True, on the command line --random-weights"
     if not repository and not (allow_pickle and getattr(config, "url", None)):
@@ -148,5 +151,5 @@ def _explained(repository: str, revision: str | None, hint: str | None = None) -
         raise ModelError(f"{repository}{at} is not on this machine, and {why}.", hint=hint or fetching) from error
     except errors.HFValidationError as error:
         raise ModelError(f"{shown(repository)} is no name on the hub: {error}") from error
-    except OSError as error:  # the client's network errors among it
+    except Exception as error:  # the client's own network errors come from whichever library it speaks through
         raise ModelError(f"Fetching {repository}{at} failed: {shown(str(error), 200)}", hint="try again later, or give a folder") from error

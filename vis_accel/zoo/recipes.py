@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,33 +47,43 @@ def train(
     """
     import torch
 
+    from vis_accel import training
+
     if name not in RECIPES:
         raise UnknownNameError.of("training recipe", name, RECIPES)
     if autoencoder is not None and name != "cifar10-dit":
         raise UsageError(f"--autoencoder belongs to cifar10-dit, not to {name}.")
     if threads is not None:
         torch.set_num_threads(threads)
-    task, config = _task(name, data, autoencoder)
-    config = replace(config, **dict(options or {}))  # type: ignore[arg-type]
-    return _run(task, replace(config, compile=config.compile and compile), output, resume, report)
+    result: TrainingResult | None = None
+    for task, config, folder in _stages(name, data, output, autoencoder):
+        config = replace(config, **dict(options or {}))  # type: ignore[arg-type]
+        config = replace(config, compile=config.compile and compile)
+        if resume and (folder / training.HISTORY).exists():
+            report(f"{folder} is finished")
+            continue
+        result = training.train(task, config, output=folder, resume=resume, report=report)
+    if result is None:
+        raise UsageError(f"{name} in {output} is finished: there is nothing to resume.", hint="give another --output to train again")
+    return result
 
 
-def _run(task: Task, config: TrainingConfig, output: Path, resume: bool, report: Callable[[str], None]) -> TrainingResult:
-    from vis_accel import training
-
-    return training.train(task, config, output=output, resume=resume, report=report)
-
-
-def _task(name: str, data: Path, autoencoder: Path | None) -> tuple[Task, TrainingConfig]:
+def _stages(name: str, data: Path, output: Path, autoencoder: Path | None) -> Iterator[tuple[Task, TrainingConfig, Path]]:
+    """The stages of a recipe, each made when the one before it has been trained."""
     from vis_accel.zoo import train_autoencoder, train_dit, train_features
     from vis_accel.zoo.cifar10 import load_split
 
     images = load_split(data, "train")
     if name == "cifar10-features":
-        return train_features.FeaturesTask(images, load_split(data, "test")), train_features.default_config()
-    if name == "cifar10-autoencoder":
-        return train_autoencoder.AutoencoderTask(images, load_split(data, "test")), train_autoencoder.default_config()
-    return train_dit.DiTTask(_autoencoder(autoencoder), images, load_split(data, "calibration")), train_dit.default_config()
+        test = load_split(data, "test")
+        yield train_features.FeaturesTask(images, test), train_features.default_config(), output
+        start = output / "model.safetensors"
+        yield train_features.FeaturesTask(images, test, start), train_features.refine_config(), output / "refine"
+    elif name == "cifar10-autoencoder":
+        yield train_autoencoder.AutoencoderTask(images, load_split(data, "test")), train_autoencoder.default_config(), output
+    else:
+        task = train_dit.DiTTask(_autoencoder(autoencoder), images, load_split(data, "calibration"))
+        yield task, train_dit.default_config(), output
 
 
 def _autoencoder(folder: Path | None) -> Any:
