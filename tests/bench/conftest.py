@@ -34,7 +34,7 @@ def standin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = dict(enumerate(train_dit.CLASSES))
     pipeline = DiTPipeline(transformer=transformer, vae=vae, scheduler=train_dit.scheduler(), id2label=labels)
     pipeline.save_pretrained(folder / "cifar10-dit")
-    job = {"seed": 0, "class_labels": list(range(10)), "guidance_scale": 2.0, "steps": 12}
+    job = {"seed": 0, "class_labels": list(range(10)), "guidance_scale": 2.0, "steps": 10}
     _card(folder / "cifar10-dit", {"name": "cifar10-dit", "kind": "pipeline", "classes": list(train_dit.CLASSES), "job": job})
     save_module(ConvClassifier().eval(), folder / "cifar10-features" / "model.safetensors")
     _card(folder / "cifar10-features", {"name": "cifar10-features", "kind": "features", "classes": list(train_dit.CLASSES)})

@@ -34,7 +34,7 @@ def test_bench_prints_rows_and_writes_the_card(standin: Path, capsys: pytest.Cap
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert [line.split("  ")[0] for line in lines if line.startswith(("stock", "dpm"))] == [
-        "stock DDIM, 12 steps", "stock DPM++ 2M, 20 steps", "dpm(steps=2)", "dpm(steps=3)",
+        "stock DDIM, 10 steps", "stock DPM++ 2M, 20 steps", "dpm(steps=2)", "dpm(steps=3)",
     ]  # fmt: skip
     assert "timing, interleaved" in err
     assert "timing, interleaved" not in out

@@ -93,6 +93,11 @@ class Solver(Method):
     def convergence_order(self) -> int:
         """p, when the error of the deterministic solver falls like (step length)^p."""
 
+    @property
+    def order(self) -> int:
+        """The order of convergence; where it can be chosen, the option of that name."""
+        return self.convergence_order
+
     @abstractmethod
     def solve(self, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None, history: Sequence[Past] = ()) -> Solve:
         """Runs from sigmas[0] to sigmas[-1]; see the module's text for the protocol.

@@ -76,7 +76,7 @@ def timm_model(name: str, *, random_weights: bool, revision: str | None, allow_p
             return _created(timm, name)
     file = _timm_file(name, config, revision, allow_pickle)
     if file is None:
-        place = {"hf_hub_id": f"{config.hf_hub_id}@{revision}"} if revision else None
+        place = {"hf_hub_id": f"{config.hf_hub_id}@{revision}"} if revision and config.hf_hub_id else None
         network = _created(timm, name, pretrained=True, pretrained_cfg_overlay=place)
         check.finite(network, Path(f"timm/{name}"), {})
         return network
