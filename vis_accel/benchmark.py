@@ -247,19 +247,21 @@ class _Bench:
         for base in self.stage.baselines:
             if base.label not in self.features:
                 self.features[base.label] = self._baseline_features(base)
-        features, first = self._images(contender)
+        made = self._images(contender)
         people = (*self.stage.baselines, contender)
         timings = self._time(people) if self.main else None
         for person in people:
             if self._key(person) in rows:
                 continue
-            if person is not contender:
-                features, first = self.features[person.label], self.probe if person is self.own else self._some(person)
+            features, first = made if person is contender else self._of_baseline(person)
             record = self._record(person, started, features, first, timings)
             rows[self._key(person)] = record
             if self.journal is not None:
                 self.journal.append(self._key(person), record)
                 self._keep_strip(person, first)
+
+    def _of_baseline(self, base: Contender) -> tuple[Tensor, Tensor]:
+        return self.features[base.label], self.probe if base is self.own else self._some(base)
 
     def _baseline_features(self, base: Contender) -> Tensor:
         if self.shipped is not None:

@@ -33,6 +33,7 @@ def standin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).eval()  # fmt: skip
     labels = dict(enumerate(train_dit.CLASSES))
     pipeline = DiTPipeline(transformer=transformer, vae=vae, scheduler=train_dit.scheduler(), id2label=labels)
+    pipeline.register_to_config(id2label=labels)
     pipeline.save_pretrained(folder / "cifar10-dit")
     job = {"seed": 0, "class_labels": list(range(10)), "guidance_scale": 2.0, "steps": 10}
     _card(folder / "cifar10-dit", {"name": "cifar10-dit", "kind": "pipeline", "classes": list(train_dit.CLASSES), "job": job})

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,3 +164,31 @@ def test_what_cannot_be_is_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         bench("cifar10-dit", recipes, job=job, settings=settings(**changes))
+
+
+TWO = """
+import sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from vis_accel import benchmark
+from vis_accel.zoo import bundled
+bundled.FOLDER = Path(sys.argv[1])
+benchmark.ROUNDS, benchmark.PROBE = 1, 4
+settings = benchmark.Settings(samples=120, batch=40, timing_batch=2, output=Path(sys.argv[2]))
+benchmark.bench("cifar10-dit", ["dpm(steps=3)"], settings=settings)
+"""
+
+
+def test_two_processes_measure_what_one_does(standin: Path, measured_folder: Path) -> None:
+    (standin / "two.py").write_text(TWO)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    cards = []
+    for name, count in (("one", "1"), ("two", "2")):
+        run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, "two.py", str(measured_folder), name]
+        done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        cards.append(Card.load(standin / name))
+    for one, two in zip(cards[0].rows, cards[1].rows, strict=True):
+        assert one.quality.keys() == two.quality.keys()
+        for name, quantity in one.quality.items():
+            assert two.quality[name].value == pytest.approx(quantity.value, abs=1e-3), name

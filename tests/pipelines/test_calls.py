@@ -90,7 +90,7 @@ def test_eta_belongs_to_the_recipe(name: str) -> None:
     tiny = TINIES[name]
     pipe = tiny.build()
     for text in ("dpmpp", "ddim", "ddim(eta=1.0)"):
-        with accelerate(pipe, text), pytest.raises(UsageError, match="eta=0.3"):
+        with accelerate(pipe, text), pytest.raises(UsageError, match=r"eta=0\.3"):
             tiny.call(pipe, eta=0.3)
     with accelerate(pipe, "ddim(eta=0.3)"):
         wanted = tiny.call(pipe, eta=0.0)  # every pipeline's default: no wish

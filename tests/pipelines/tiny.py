@@ -198,8 +198,9 @@ def _ddim() -> Any:
 
 def _dit(channels: int) -> Any:
     transformer = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=LATENTS, out_channels=channels, num_layers=1, sample_size=SIZE, norm_num_groups=4
-    )
+        num_attention_heads=2, attention_head_dim=4, in_channels=LATENTS, out_channels=channels, num_layers=1, sample_size=SIZE,
+        norm_num_groups=4,
+    )  # fmt: skip
     return diffusers.DiTPipeline(transformer, _vae(), diffusers.DDIMScheduler(clip_sample=False))
 
 

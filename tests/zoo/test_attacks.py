@@ -229,10 +229,10 @@ def test_a_hostile_folder_is_refused(name: str, model: Path, tmp_path: Path) -> 
     attack, said = ATTACKS[name]
     attack(model, canary)
     modules = set(sys.modules)
-    start = time.perf_counter()
+    start = time.process_time()  # not the clock: other programs run too
     with pytest.raises(VisAccelError, match=said) as caught:
         load(model)
-    assert time.perf_counter() - start < 5  # a busy machine; it takes a tenth of a second
+    assert time.process_time() - start < 1
     assert not canary.exists()
     assert not {found for found in set(sys.modules) - modules if "evil" in found or found == "pipeline"}
     assert str(tmp_path) in str(caught.value) or "not installed" in str(caught.value)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from vis_accel.errors import ModelError, UnknownNameError, UsageError
 from vis_accel.zoo import MODELS, bundled, describe, load
-from vis_accel.zoo.load import load_for
 
 
 def on_disk(folder: Path) -> dict[str, Tensor]:
@@ -267,17 +266,6 @@ def test_a_name_nobody_offers(name: str, error: type[Exception], said: str) -> N
 def test_an_argument_that_does_not_fit(name: str, options: dict[str, Any], said: str, models: Path) -> None:
     with pytest.raises(UsageError, match=said):
         load(name, **options)
-
-
-def test_load_for_sets_the_threads(models: Path) -> None:
-    before = torch.get_num_threads()
-    try:
-        load_for("cifar10-features", device="cpu", threads=2)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-    with pytest.raises(UsageError, match="threads"):
-        load_for("cifar10-features", threads=0)
 
 
 def test_importing_the_face_loads_nothing_heavy_and_load_is_a_function() -> None:

@@ -21,6 +21,7 @@ from vis_accel.record import Quantity
 
 __all__ = ["PER_FEATURE", "Yardstick", "paired_quality", "quantity"]
 
+FEWEST = 100  # images for any score of a whole set
 PER_FEATURE = 20  # images per feature dimension below which no FID is printed: its bias would be larger than what it shows
 
 
@@ -62,8 +63,9 @@ class Yardstick:
         n = len(features)
         if n >= self.smallest:
             found[self.fid] = quantity(fid_with_interval(features, self.reference.statistics), higher_is_better=False)
-        found["KID"] = quantity(kid(features, self.reference.subset), higher_is_better=False)
-        if n <= len(self.reference.subset):
+        if n >= FEWEST:
+            found["KID"] = quantity(kid(features, self.reference.subset), higher_is_better=False)
+        if FEWEST <= n <= len(self.reference.subset):
             coverage = precision_recall(features, self.reference.subset[:n])
             found["precision"] = Quantity(value=coverage.precision, higher_is_better=True)
             found["recall"] = Quantity(value=coverage.recall, higher_is_better=True)
@@ -101,7 +103,5 @@ def quantity(interval: Interval, *, higher_is_better: bool | None = None) -> Qua
     """The form of an interval in a record."""
     low, high = interval.low, interval.high
     finite = all(abs(end) < float("inf") for end in (low, high)) and interval.n > 1
-    if abs(interval.value) == float("inf"):  # the PSNR of identical images
-        return Quantity(value=None, higher_is_better=higher_is_better)
     ends = (low, high) if finite else (None, None)
     return Quantity(value=interval.value, low=ends[0], high=ends[1], level=interval.level, higher_is_better=higher_is_better)

@@ -16,7 +16,7 @@ from vis_accel.zoo import bundled
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load", "load_for"]
+__all__ = ["load"]
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -68,27 +68,6 @@ def load(
     if kind == "folder":
         return build.folder(Path(place), allow_pickle=allow_pickle, **options)
     return build.bundled_model(name, **options)
-
-
-def load_for(
-    name: str,
-    *,
-    device: str | None = None,
-    dtype: str | None = None,
-    threads: int | None = None,
-    allow_pickle: bool = False,
-    revision: str | None = None,
-    random_weights: bool = False,
-) -> Any:
-    """`load` as the command line wants it: on a GPU if there is one, with `threads` CPU threads for this process."""
-    import torch
-
-    if threads is not None:
-        if not 1 <= threads <= 1024:
-            raise UsageError(f"threads must be between 1 and 1024; got {threads}.")
-        torch.set_num_threads(threads)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return load(name, device=where, dtype=dtype, allow_pickle=allow_pickle, revision=revision, random_weights=random_weights)
 
 
 def _resolve(name: str) -> tuple[str, str]:

@@ -114,9 +114,9 @@ class DiTTask:
         """Writes the whole pipeline as a diffusers folder in bfloat16, and a 10 x 10 grid of samples at fixed seeds."""
         from diffusers import DiTPipeline
 
-        pipeline: Any = DiTPipeline(
-            transformer=model, vae=self.autoencoder, scheduler=scheduler(), id2label=dict(enumerate(CLASSES))
-        )
+        names = dict(enumerate(CLASSES))
+        pipeline: Any = DiTPipeline(transformer=model, vae=self.autoencoder, scheduler=scheduler(), id2label=names)
+        pipeline.register_to_config(id2label=names)  # its constructor does not, and the names would be lost with the folder
         grid(pipeline, folder / "grid.png")
         pipeline.to(torch.bfloat16)
         pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
