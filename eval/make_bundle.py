@@ -122,8 +122,15 @@ def _scores(scale: Any, job: Job, samples: int, recipe: str) -> dict[str, Any]:
     pipeline = _quiet(load("cifar10-dit"))
     with accelerate(pipeline, recipe):
         quality = scale.quality(_features(scale, pipeline, job, samples), job.labels(samples))
-    return {"n": samples, "recipe": recipe, "fid": quality[scale.fid].value, "interval": str(quality[scale.fid]),
-            "class agreement": quality["class agreement"].value, "recall": quality["recall"].value, "precision": quality["precision"].value}
+    return {
+        "n": samples,
+        "recipe": recipe,
+        "fid": quality[scale.fid].value,
+        "interval": str(quality[scale.fid]),
+        "class agreement": quality["class agreement"].value,
+        "recall": quality["recall"].value,
+        "precision": quality["precision"].value,
+    }
 
 
 def _features(scale: Any, pipeline: Any, job: Job, samples: int) -> torch.Tensor:

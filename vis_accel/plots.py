@@ -1,7 +1,7 @@
 """The picture of a card: quality against speed, and the same seeds under each row.
 
-    samples/<key>.png   the first images of a row, side by side, as they were made
-    card.png            left: a point per row, with the interval of its quality; right: the rows' images
+samples/<key>.png   the first images of a row, side by side, as they were made
+card.png            left: a point per row, with the interval of its quality; right: the rows' images
 """
 
 from __future__ import annotations

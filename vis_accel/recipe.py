@@ -100,7 +100,7 @@ class Recipe:
 
     @property
     def exactness(self) -> Exactness:
-        """"approximate" if any method is, else "equivalent"."""
+        """ "approximate" if any method is, else "equivalent"."""
         return "approximate" if any(method.exactness == "approximate" for method in self.methods) else "equivalent"
 
     def __add__(self, other: Recipe | Method) -> Recipe:

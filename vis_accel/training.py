@@ -233,7 +233,8 @@ class _Run:
         self.saved = time.monotonic()
         if not self.accelerator.is_main_process or any(not torch.isfinite(loss) for loss in self.losses):
             return
-        meta = {"task": self.task.name, "config": asdict(self.config), "step": self.step, "seconds": self.elapsed(), "history": self.history}
+        meta: dict[str, Any] = {"task": self.task.name, "config": asdict(self.config)}
+        meta |= {"step": self.step, "seconds": self.elapsed(), "history": self.history}
         _save(self.output / CHECKPOINT, meta, task=self.task, ema=self.ema.module, optimizer=self.optimizer.optimizer)
 
     def finish(self) -> TrainingResult:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,9 +66,9 @@ def measured_folder(standin_folder: Path) -> Path:
 
 
 @pytest.fixture
-def standin(measured_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def standin(measured_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The stand-in models under the bundled names, in an empty working folder."""
     monkeypatch.setattr(bundled, "FOLDER", measured_folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    return tmp_path

@@ -184,7 +184,8 @@ def test_two_processes_measure_what_one_does(standin: Path, measured_folder: Pat
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     cards = []
     for name, count in (("one", "1"), ("two", "2")):
-        run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, "two.py", str(measured_folder), name]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
+        run = [*launch, "two.py", str(measured_folder), name]
         done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         cards.append(Card.load(standin / name))

@@ -1,4 +1,4 @@
-"""The recipes of the bundled models: split, augmentation, targets, and a short training of each from a folder of images to a folder that loads."""
+"""The recipes of the bundled models: split, augmentation, targets, and a short training of each up to a folder that loads."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """What a run cost, counted: calls, rows, multiply-accumulates and peak memory. Nothing here is inferred from a number of steps.
 
-    calls   evaluations of the denoiser in time                   the axis of every table
-    rows    images passed through it; / images made = NFE         a guided call of batch 2B has 2B rows
-    macs    multiply-accumulates of one call                      torch's FLOP counter / 2: matrix products, convolutions, attention
-    memory  the most the process held (CPU), or torch allocated (CUDA), measured in a run of its own: it slows the run down
+calls   evaluations of the denoiser in time                   the axis of every table
+rows    images passed through it; / images made = NFE         a guided call of batch 2B has 2B rows
+macs    multiply-accumulates of one call                      torch's FLOP counter / 2: matrix products, convolutions, attention
+memory  the most the process held (CPU), or torch allocated (CUDA), measured in a run of its own: it slows the run down
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -65,8 +65,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     if min(a.shape[-2:]) < SSIM_WINDOW:
         raise UsageError(f"SSIM needs images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels; got {a.shape[-2]} x {a.shape[-1]}.")
     scores = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
-    assert isinstance(scores, Tensor)  # a tuple only when the full image is asked for
-    return scores.reshape(len(a))
+    return cast(Tensor, scores).reshape(len(a))  # a tuple only when the full image is asked for
 
 
 def local_lpips(net: Literal["alex", "vgg", "squeeze"] = "alex", device: str | torch.device = "cpu") -> Score | None:

@@ -1,8 +1,8 @@
 """Samplers: solvers, schedules, noise models, and the plain loop that runs them.
 
-    noise = NoiseModel.from_config(pipe.scheduler.config)
-    sigmas = schedules.create("trailing", 12, noise)
-    image = sample(noise.denoiser(network), create("dpmpp"), z / noise.alpha(sigmas[0]), sigmas)
+noise = NoiseModel.from_config(pipe.scheduler.config)
+sigmas = schedules.create("trailing", 12, noise)
+image = sample(noise.denoiser(network), create("dpmpp"), z / noise.alpha(sigmas[0]), sigmas)
 """
 
 from __future__ import annotations

@@ -62,7 +62,13 @@ def scheduler() -> Any:
 def default_config(steps: int = 10_000) -> TrainingConfig:
     """About an hour on 2 cores."""
     return TrainingConfig(
-        steps=steps, batch_size=128, learning_rate=8e-4, warmup=0.03, decay=0.5, ema_decay=0.9995, weight_decay=0.01,
+        steps=steps,
+        batch_size=128,
+        learning_rate=8e-4,
+        warmup=0.03,
+        decay=0.5,
+        ema_decay=0.9995,
+        weight_decay=0.01,
         evaluate_every=steps // 5,
     )
 

@@ -1,8 +1,8 @@
 """Recipe `cifar10-features`: the classifier behind the offline FID, trained from scratch in two stages.
 
-    first     15 epochs of one-cycle SGD with crops, flips, cutout and label smoothing
-    refine    8 epochs more from the first stage's average, a warm restart at half the rate (Loshchilov & Hutter 2017, arXiv:1608.03983)
-              without cutout and smoothing: a network of one million weights fits too little, not too much, in so few epochs
+first     15 epochs of one-cycle SGD with crops, flips, cutout and label smoothing
+refine    8 epochs more from the first stage's average, a warm restart at half the rate (Loshchilov & Hutter 2017, arXiv:1608.03983)
+          without cutout and smoothing: a network of one million weights fits too little, not too much, in so few epochs
 """
 
 from __future__ import annotations
