@@ -58,6 +58,7 @@ _ANSWERED = frozenset(
     ("add_noise", "config", "init_noise_sigma", "num_inference_steps", "order", "scale_model_input", "scale_noise", "set_begin_index",
      "set_timesteps", "step", "timesteps")
 )  # fmt: skip
+_PLANNED_BY = frozenset(("device", "mu", "num_inference_steps", "sigmas", "timesteps"))  # the arguments of its set_timesteps
 # How pipelines mention the scheduler without asking more of it.
 _HARMLESS = re.compile(r"retrieve_timesteps\(\s*self\.scheduler,|(has|get)attr\(self\.scheduler, \"\w+\"")
 
@@ -142,9 +143,10 @@ def _unreadable(text: str) -> str | None:
     demanded = re.findall(r"isinstance\(\s*self\.scheduler,\s*\(?([\w., ]+)", text)
     if demanded:
         return f"treats {demanded[0].strip(', ')} in a way of its own: a stand-in would change its result"
-    strange = sorted(set(re.findall(r"self\.scheduler\.(\w+)", text)) - _ANSWERED)
-    if strange:
-        return f"asks its scheduler for {', '.join(strange)}, which a stand-in does not have"
+    plans = " ".join(re.findall(r"(?:retrieve_timesteps|self\.scheduler\.set_timesteps)\(([^)]*)\)", text))
+    asked = {*re.findall(r"self\.scheduler\.(\w+)", text)} - _ANSWERED | {*re.findall(r"(\w+)=", plans)} - _PLANNED_BY
+    if asked:
+        return f"asks its scheduler for {', '.join(sorted(asked))}, which a stand-in does not have"
     if "self.scheduler.step(" not in text:
         return "does not run its scheduler itself, so that a stand-in would do nothing"
     if re.search(r"^(?!.*#.*self\.scheduler).*self\.scheduler\b(?!\.)", _HARMLESS.sub("", text), flags=re.MULTILINE):

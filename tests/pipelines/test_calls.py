@@ -215,6 +215,7 @@ def stub(name: str) -> Any:
         ("CogVideoXPipeline", "CogVideoXDPMScheduler"),
         ("HiDreamImagePipeline", "UniPCMultistepScheduler"),
         ("CogView4Pipeline", "asks its scheduler for sigmas"),
+        ("SanaSprintPipeline", "asks its scheduler for intermediate_timesteps, max_timesteps"),
         ("LTX2Pipeline", "hands its scheduler to other code"),
     ],
 )

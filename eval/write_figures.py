@@ -1,0 +1,142 @@
+"""Writes every figure of the READMEs and the docs from the results files: nobody types a number.
+
+    python eval/write_figures.py            rewrites what lies between <!-- figures: NAME --> and <!-- /figures -->
+    python eval/write_figures.py --check    fails if a page does not say what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vis_accel.files import write_atomic
+from vis_accel.record import Card, Quantity, Record, undominated
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "samplers/README.md", "eval/README.md", "docs/diffusion.md")
+BLOCK = re.compile(r"<!-- figures: ([a-z-]+) -->\n.*?<!-- /figures -->", re.DOTALL)
+
+
+def rendered(text: str) -> str:
+    """The page with every block written anew."""
+    return BLOCK.sub(lambda found: f"<!-- figures: {found[1]} -->\n{FIGURES[found[1]]().strip()}\n<!-- /figures -->", text)
+
+
+def bench_table() -> str:
+    """The card of the README's first line."""
+    card = Card.load(ROOT / "eval/results/default")
+    base = card.baseline
+    where = f"{base.machine['processor']}, {base.machine['cores']} cores, {base.settings['dtype']}, torch {base.machine['torch']}"
+    floor = card.reference.get("floor")
+    tail = f" The floor, {floor:.3g}, is what {base.n} held-out real images score." if isinstance(floor, float) else ""
+    verdicts = [f"`{row.recipe}`: quality {row.verdict}" for row in card.records if row.verdict]
+    command = "vis-accel bench --sampler dpm"
+    lead = f"`{command}`: n = {base.n}, guidance {base.settings['guidance_scale']}, batch {base.settings['batch']} in the timing; {where}."
+    return "\n\n".join([lead + tail, _table(card), *verdicts, "Rows in bold are beaten by no other row."])
+
+
+def sampler_table() -> str:
+    """The comparison of the samplers' workbench."""
+    folder = ROOT / "samplers/results/cifar10-dit"
+    if not (folder / "card.json").exists():
+        return "Not measured yet."
+    card = Card.load(folder)
+    return f"n = {card.baseline.n}, guidance {card.baseline.settings['guidance_scale']}.\n\n{_table(card)}"
+
+
+def overhead() -> str:
+    """The cost of the stand-in scheduler."""
+    found = _json("samplers/results/overhead.json")
+    return (
+        f"A step of the stand-in with `dpm` costs {found['step_ms']:.3f} ms, {found['share_of_a_call']:.2%} of a call of the bundled network "
+        f"({found['call_ms']:.1f} ms at {found['rows']} rows); diffusers' DPMSolverMultistepScheduler costs {found['stock_step_ms']:.3f} ms. "
+        f"By `python samplers/overhead.py`."
+    )
+
+
+def bundle() -> str:
+    """What was found when the models were bundled."""
+    features, dit = _json("eval/results/bundle-features.json"), _json("eval/results/bundle-dit.json")
+    floors = ", ".join(f"{value:.3g} at n = {n}" for n, value in features["floor"].items())
+    lines = [
+        f"`cifar10-features` is right on {features['top1']:.2%} of the 10,000 test images. Floor (held-out real images): {floors}.",
+        f"`cifar10-dit` was trained on {_images(dit):,} images; its guidance and spacing were chosen by these runs:",
+        "| what | n | FID[cifar10-features] | class agreement | precision | recall |\n|---|---|---|---|---|---|",
+    ]
+    rows = [(f"guidance {row['guidance_scale']:g}, {row['recipe']}", row) for row in dit["guidance"]]
+    rows += [(f"{row['spacing']} spacing, DDIM 50 steps", row) for row in dit["spacing"]]
+    rows += [(name, row | {"interval": row["fid"]}) for name, row in dit.items() if name.startswith("stock")]
+    for name, row in rows:
+        scores = " | ".join(f"{row[key]:.3f}" for key in ("class agreement", "precision", "recall"))
+        lines[-1] += f"\n| {name} | {row['n']} | {row['interval']} | {scores} |"
+    return "\n\n".join(lines)
+
+
+def picture() -> str:
+    """The card's picture."""
+    return "![quality against speed, and the same seeds under each row](docs/card.png)\n\nThe card of `vis-accel bench --sampler dpm`."
+
+
+FIGURES: dict[str, Callable[[], str]] = {
+    "bench": bench_table, "samplers": sampler_table, "overhead": overhead, "bundle": bundle, "picture": picture,
+}  # fmt: skip
+
+
+def _table(card: Card) -> str:
+    fid = next((name for name in card.baseline.quality if name.startswith("FID")), "KID")
+    stock = [card.baseline.recipe, *(row.recipe for row in card.records if not row.recipe_form.get("methods"))]
+    head = ["", "calls", "NFE", fid, "class agreement", "images/s", *(f"x {name}" for name in stock), "peak MB"]
+    best = [id(row) for row in undominated(card.rows)]
+    lines = [head, ["---"] * len(head)]
+    for row in card.rows:
+        name = f"**{row.recipe}**" if id(row) in best else row.recipe
+        ratios = [_short(row.speed.ratios.get(base)) if row.speed else "-" for base in stock]
+        lines.append([name, _count(row, "calls"), _count(row, "nfe"), _short(row.quality.get(fid)), _short(row.quality.get("class agreement")),
+                      _short(row.speed.images_per_second if row.speed else None), *ratios, f"{(row.peak_memory_bytes or 0) / 2**20:.0f}"])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _short(quantity: Quantity | None) -> str:
+    if quantity is None or quantity.value is None:
+        return "-"
+    ends = "" if quantity.low is None or quantity.high is None else f" [{quantity.low:.3g}, {quantity.high:.3g}]"
+    return f"{quantity.value:.3g}{ends}"
+
+
+def _count(row: Record, name: str) -> str:
+    value = row.counters.get(name)
+    return "-" if value is None else f"{value:g}"
+
+
+def _images(dit: dict[str, Any]) -> int:
+    config = dit["training"]["config"]
+    return int(config["steps"] * config["batch_size"])
+
+
+def _json(path: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / path).read_text())
+    return found
+
+
+def main(check: bool) -> int:
+    """Writes, or compares; the number of pages that differ."""
+    different = 0
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        new = rendered(text)
+        different += new != text
+        if not check and new != text:
+            write_atomic(ROOT / page, new)
+        print(f"{page}: {'as the results say' if new == text else 'differs' if check else 'written'}")
+    return different if check else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    sys.exit(main(parser.parse_args().check))
