@@ -1,7 +1,7 @@
 """Writes every figure of the READMEs and the docs from the results files: nobody types a number.
 
-    python eval/write_figures.py            rewrites what lies between <!-- figures: NAME --> and <!-- /figures -->
-    python eval/write_figures.py --check    fails if a page does not say what the results say
+python eval/write_figures.py            rewrites what lies between <!-- figures: NAME --> and <!-- /figures -->
+python eval/write_figures.py --check    fails if a page does not say what the results say
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def overhead() -> str:
     """The cost of the stand-in scheduler."""
     found = _json("samplers/results/overhead.json")
     return (
-        f"A step of the stand-in with `dpm` costs {found['step_ms']:.3f} ms, {found['share_of_a_call']:.2%} of a call of the bundled network "
-        f"({found['call_ms']:.1f} ms at {found['rows']} rows); diffusers' DPMSolverMultistepScheduler costs {found['stock_step_ms']:.3f} ms. "
+        f"A step of the stand-in with `dpm` costs {found['step_ms']:.3f} ms, {found['share_of_a_call']:.2%} of a call of the bundled "
+        f"network ({found['call_ms']:.1f} ms at {found['rows']} rows); diffusers' DPMSolverMultistepScheduler costs "
+        f"{found['stock_step_ms']:.3f} ms. "
         f"By `python samplers/overhead.py`."
     )
 
@@ -96,8 +97,10 @@ def _table(card: Card) -> str:
     for row in card.rows:
         name = f"**{row.recipe}**" if id(row) in best else row.recipe
         ratios = [_short(row.speed.ratios.get(base)) if row.speed else "-" for base in stock]
-        lines.append([name, _count(row, "calls"), _count(row, "nfe"), _short(row.quality.get(fid)), _short(row.quality.get("class agreement")),
-                      _short(row.speed.images_per_second if row.speed else None), *ratios, f"{(row.peak_memory_bytes or 0) / 2**20:.0f}"])  # fmt: skip
+        scores = [_short(row.quality.get(score)) for score in (fid, "class agreement")]
+        speed = [_short(row.speed.images_per_second if row.speed else None), *ratios]
+        memory = f"{(row.peak_memory_bytes or 0) / 2**20:.0f}"
+        lines.append([name, _count(row, "calls"), _count(row, "nfe"), *scores, *speed, memory])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""Every figure in a README or a page of the docs is what the results files say: the pages are written by a script, and this is its check."""
+"""Every figure in a README or a page of the docs is what the results files say: a script writes the pages, and this checks it."""
 
 from __future__ import annotations
 

@@ -15,27 +15,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vis_accel import measuring
 from vis_accel.budget import Cost, choose_n, spoken
 from vis_accel.contenders import Contender, Stage
 from vis_accel.errors import UsageError
-from vis_accel.eval.counters import CallCounter, peak_memory
-from vis_accel.eval.features import gather_features
-from vis_accel.eval.noninferiority import Verdict
-from vis_accel.eval.speed import Timings, interleave
-from vis_accel.eval.yardstick import Yardstick, paired_quality
+from vis_accel.eval.counters import CallCounter
+from vis_accel.eval.yardstick import Yardstick
 from vis_accel.generation import Job, generate
-from vis_accel.journal import Journal, row_key
-from vis_accel.machine import machine, versions
+from vis_accel.journal import Journal
+from vis_accel.measuring import Measurer
 from vis_accel.recipe import Recipe
-from vis_accel.record import Card, Quantity, Record
-from vis_accel.rows import count, now, speed, where
+from vis_accel.record import Card, Record
+from vis_accel.rows import now
 from vis_accel.zoo.measured import Shipped, shipped_baselines, yardstick_for
 from vis_accel.zoo.opened import Placement, open_pipeline
 
@@ -43,9 +41,7 @@ __all__ = ["Settings", "Watcher", "bench"]
 
 BUDGET = 300.0  # seconds, where none is given
 MOST = 50_000  # images a row, where no other bound applies
-PROBE = 32  # images of the stock pipeline made in every run: the check of shipped features, and the pairs of PSNR and SSIM
 SETTLING = 6.0  # seconds a row for counters, memory and files
-ROUNDS = 6  # of interleaved timing: the fewest whose median has a 95% interval
 TIMING_SHARE = 0.14  # of the budget, for the timing of one row
 ROWS = "rows.jsonl"  # the journal, in the output folder
 STRIP = 8  # images of a row kept for the picture
@@ -154,16 +150,24 @@ class _Bench:
         self.main = self.accelerator.is_main_process
         self.watcher = watcher if self.main else Watcher()
         opened = open_pipeline(model, job, settings.placement)
-        self.name, self.pipeline, self.model_hash, self.job = opened.name, opened.pipeline, opened.sha256, opened.job
-        self.stage = Stage(self.pipeline, recipes, self.job)
+        self.stage = Stage(opened.pipeline, recipes, opened.job)
         self.own = self.stage.baselines[0]
-        self.yardstick: Yardstick | None = yardstick_for(self.name, settings.reference)
+        self.yardstick: Yardstick | None = yardstick_for(opened.name, settings.reference)
         self.shipped: Shipped | None = None
         if self.yardstick is not None and settings.reference is None:
             jobs = {base.label: base.job for base in self.stage.baselines}
-            self.shipped = shipped_baselines(self.name, self.model_hash, self.yardstick.net, jobs)
-        self.journal = Journal(settings.output / ROWS) if settings.output is not None and self.main else None
-        self.features: dict[str, Tensor] = {}
+            self.shipped = shipped_baselines(opened.name, opened.sha256, self.yardstick.net, jobs)
+        self.journal = None if settings.output is None else Journal(settings.output / ROWS)
+        self.measurer = Measurer(
+            opened,
+            self.stage,
+            self.yardstick,
+            self.accelerator,
+            batch=settings.batch,
+            timing_batch=settings.timing_batch,
+            timing_seconds=TIMING_SHARE * (settings.budget or BUDGET),
+            progress=self.watcher.progress,
+        )
 
     def __enter__(self) -> _Bench:
         return self
@@ -171,38 +175,47 @@ class _Bench:
     def __exit__(self, *error: object) -> None:
         self.stage.close()
 
-    # The course
-
     def card(self) -> Card:
+        """The whole course; see the module's text."""
         done = self._rows_so_far()
         self._look_at_the_baseline()
-        self.n = self._choose_n(done)
-        rows = {key: row for contender in self.stage.everyone if (key := self._key(contender)) in done for row in [done[key]]}
+        self.measurer.n = self._agreed(self._choose_n(done))
+        keys = {person.label: self.measurer.key(person) for person in self.stage.everyone}
+        rows = {label: done[key] for label, key in keys.items() if key in done}
         told: set[str] = set()
         for contender in self.stage.candidates:
-            if self._key(contender) not in rows or any(self._key(base) not in rows for base in self.stage.baselines):
+            people = (*self.stage.baselines, contender)
+            if any(person.label not in rows for person in people):
                 self._measure(contender, rows)
-            for person in (*self.stage.baselines, contender):
+            for person in people:
                 if person.label not in told:
                     told.add(person.label)
-                    self.watcher.row(rows[self._key(person)])
+                    self.watcher.row(rows[person.label])
             self._write(rows)
         return self._card(rows)
 
     def _rows_so_far(self) -> dict[str, Record]:
+        """The rows of the run before, the same in every process."""
         if self.journal is None:
             return {}
-        if not self.settings.resume:
+        if self.main and not self.settings.resume:
             _set_aside(self.journal.path)
+        self.accelerator.wait_for_everyone()
         return self.journal.read()
+
+    def _agreed(self, n: int) -> int:
+        """The first process's n, in every process: each has measured its own costs."""
+        from accelerate.utils import broadcast
+
+        return n if self.accelerator.num_processes == 1 else int(broadcast(torch.tensor([n], device=self.accelerator.device)).item())
 
     def _look_at_the_baseline(self) -> None:
         """Makes the probe images, learns from them what a call costs, and checks the shipped features by them."""
-        long, self.probe = self._timed(self.own.job)
+        long, self.measurer.probe = self._timed(self.own.job)
         short, _ = self._timed(replace(self.own.job, steps=max(1, (self.own.job.steps or 50) // 10)))
         self.cost = Cost.fit(short, long)
         if self.shipped is not None and self.yardstick is not None:
-            problem = self.shipped.problem(self.yardstick.net(self.probe))
+            problem = self.shipped.problem(self.yardstick.net(self.measurer.probe))
             if problem:
                 self.watcher.say(f"The shipped features of the baselines are not used: {problem}. Their images are made here.")
                 self.shipped = None
@@ -212,10 +225,10 @@ class _Bench:
         self.stage.enter(self.own)
         with CallCounter(self.stage.view.denoiser) as counter:
             started = time.monotonic()
-            images = generate(self.pipeline, job, range(PROBE))
+            images = generate(self.stage.pipeline, job, range(measuring.PROBE))
             if self.yardstick is not None:
                 self.yardstick.net(images)
-        return (counter.calls, (time.monotonic() - started) / PROBE), images
+        return (counter.calls, (time.monotonic() - started) / measuring.PROBE), images
 
     def _choose_n(self, done: dict[str, Record]) -> int:
         """Images a row: those of the rows that are there already, or what was asked for, or what the budget allows."""
@@ -223,138 +236,64 @@ class _Bench:
         if done and settings.samples is None:
             return next(iter(done.values())).n
         made = [] if self.shipped is not None or scale is None else list(self.stage.baselines)
-        most = len(self.shipped) if self.shipped is not None else MOST if scale is not None else PROBE
+        most = len(self.shipped) if self.shipped is not None else MOST if scale is not None else measuring.PROBE
         if self.shipped is not None and settings.samples is not None and settings.samples > most:
-            message = f"{self.name} has features of {most} images of its baselines; {settings.samples} were asked for."
+            message = f"The bundled baselines have features of {most} images; {settings.samples} were asked for."
             raise UsageError(message, hint=f"--samples {most}")
         n, seconds = choose_n(
-            cost=self.cost, calls=[_planned_calls(self.stage, contender) for contender in (*made, *self.stage.candidates)], most=most,
-            smallest=scale.smallest if scale is not None else 2, few=2 * PROBE,
-            fixed=(self._timing_seconds + SETTLING) * len(self.stage.candidates), samples=settings.samples, budget=settings.budget,
+            cost=self.cost,
+            calls=[_planned_calls(self.stage, contender) for contender in (*made, *self.stage.candidates)],
+            most=most,
+            smallest=scale.smallest if scale is not None else 2,
+            few=2 * measuring.PROBE,
+            fixed=(self.measurer.timing_seconds + SETTLING) * len(self.stage.candidates),
+            samples=settings.samples,
+            budget=settings.budget,
             left=(settings.budget or BUDGET) - (time.monotonic() - self.began),
-        )  # fmt: skip
+        )
         self.watcher.say(f"about {spoken(seconds)} to go: {n} images a row, {self.cost.call * 1e3:.2f} ms a call and image")
         return n
 
-    @property
-    def _timing_seconds(self) -> float:
-        return TIMING_SHARE * (self.settings.budget or BUDGET)
-
-    # One row
-
     def _measure(self, contender: Contender, rows: dict[str, Record]) -> None:
-        started = now()
+        """Measures a row, and those of the baselines if they are not there yet."""
+        started, features = now(), self.measurer.features
         for base in self.stage.baselines:
-            if base.label not in self.features:
-                self.features[base.label] = self._baseline_features(base)
-        made = self._images(contender)
+            if base.label not in features:
+                features[base.label] = self._baseline_features(base)
+        made = self.measurer.images(contender)
         people = (*self.stage.baselines, contender)
-        timings = self._time(people) if self.main else None
+        self.watcher.say(f"{contender.label}: timing, interleaved with the baselines")
+        timings = self.measurer.time(people) if self.main else None
         for person in people:
-            if self._key(person) in rows:
-                continue
-            features, first = made if person is contender else self._of_baseline(person)
-            record = self._record(person, started, features, first, timings)
-            rows[self._key(person)] = record
-            if self.journal is not None:
-                self.journal.append(self._key(person), record)
-                self._keep_strip(person, first)
+            if person.label not in rows:
+                feature, first = made if person is contender else (features[person.label], self._first_of(person))
+                rows[person.label] = self.measurer.record(person, started, feature, first, timings)
+                self._keep(person, rows[person.label], first)
 
-    def _of_baseline(self, base: Contender) -> tuple[Tensor, Tensor]:
-        return self.features[base.label], self.probe if base is self.own else self._some(base)
+    def _first_of(self, base: Contender) -> Tensor:
+        return self.measurer.probe if base is self.own else self.measurer.some(base)
 
     def _baseline_features(self, base: Contender) -> Tensor:
         if self.shipped is not None:
-            return self.shipped.features[self.stage.baselines.index(base)][: self.n]
-        return torch.empty(0) if self.yardstick is None else self._images(base)[0]
+            return self.shipped.features[self.stage.baselines.index(base)][: self.measurer.n]
+        return torch.empty(0) if self.yardstick is None else self.measurer.images(base)[0]
 
-    def _images(self, contender: Contender) -> tuple[Tensor, Tensor]:
-        """Features (n x d; none without a yardstick) of the row's images, and the first images themselves; all others are dropped."""
-        self.stage.enter(contender)
-        count, index = self.accelerator.num_processes, self.accelerator.process_index
-        mine = list(torch.arange(self.n).split(self.settings.batch))[index::count]
-        features, first = [], []
-        for done, batch in enumerate(mine):
-            images = generate(self.pipeline, contender.job, batch.tolist())
-            first.append(images[batch < PROBE])
-            features.append(torch.empty(len(batch), 0) if self.yardstick is None else self.yardstick.net(images))
-            self.watcher.progress(contender.label, done + 1, len(mine))
-        if count == 1:
-            return torch.cat(features), torch.cat(first)
-        if len(mine) == 0:
-            message = f"{self.n} images in batches of {self.settings.batch} are too few for {count} processes."
-            raise UsageError(message, hint="a smaller --batch")
-        return gather_features(torch.cat(features), torch.cat(mine), self.accelerator), self._some(contender)
-
-    def _some(self, contender: Contender) -> Tensor:
-        self.stage.enter(contender)
-        return generate(self.pipeline, contender.job, range(min(PROBE, self.n)))
-
-    def _time(self, people: Sequence[Contender]) -> Timings:
-        self.watcher.say(f"{people[-1].label}: timing, interleaved with the baselines")
-        by_label, indices = {person.label: person for person in people}, range(self.settings.timing_batch)
-        runs = {label: lambda person=person: generate(self.pipeline, person.job, indices) for label, person in by_label.items()}
-        return interleave(
-            runs, rounds=ROUNDS, warmup=0, budget_s=self._timing_seconds, prepare=lambda label: self.stage.enter(by_label[label])
-        )
-
-    def _record(self, person: Contender, started: str, features: Tensor, first: Tensor, timings: Timings | None) -> Record:
-        quality, verdict = self._quality(person, features, first)
-        baselines = [base.label for base in self.stage.baselines]
-        dtype = str(self.pipeline.dtype).removeprefix("torch.")
-        memory = peak_memory(lambda: self._batch_of(person), self.pipeline.device) if self.main else None
-        return Record(
-            recipe=person.label, recipe_form=person.recipe.to_dict(), exactness=person.recipe.exactness, model=self.name,
-            model_hash=self.model_hash, data="the stock pipeline's images" if self.yardstick is None else self.yardstick.reference.name,
-            seeds=f"{self.job.seed}..{self.job.seed + self.n - 1}", n=self.n,
-            settings={"guidance_scale": self.job.guidance_scale, "batch": self.settings.timing_batch, "dtype": dtype},
-            quality=quality, verdict=None if verdict is None else f"{verdict.outcome}: {verdict.reason}",
-            speed=None if timings is None else speed(person.label, timings, baselines, self.settings.timing_batch),
-            counters=count(self.stage, person), peak_memory_bytes=memory,
-            first_call_seconds=None if timings is None else timings.first_call[person.label],
-            unstable=() if timings is None else tuple(timings.unstable(person.label)), started=started, finished=now(), **where(),
-        )  # fmt: skip
-
-    def _quality(self, person: Contender, features: Tensor, first: Tensor) -> tuple[dict[str, Quantity], Verdict | None]:
-        quality: dict[str, Quantity] = {}
-        verdict = None
-        if self.yardstick is not None:
-            quality |= self.yardstick.quality(features, self.job.labels(self.n) if self.job.class_labels else None)
-            if person is not self.own:
-                difference, verdict = self.yardstick.compare(features, self.features[self.own.label])
-                quality |= difference
-        if person is not self.own:
-            pairs = min(len(first), len(self.probe))
-            quality |= paired_quality(self.probe[:pairs], first[:pairs])
-        return quality, verdict
-
-    def _batch_of(self, person: Contender) -> Tensor:
-        self.stage.enter(person)
-        return generate(self.pipeline, person.job, range(self.settings.timing_batch))
-
-    # Files
-
-    def _key(self, contender: Contender) -> str:
-        """The row's key in the journal: the hash of everything that determines it."""
-        facts = {"model": self.model_hash, "recipe": contender.label, "job": asdict(contender.job), "n": self.n, "probe": PROBE}
-        facts |= {"reference": None if self.yardstick is None else [self.yardstick.reference.name, self.yardstick.reference.net_sha256]}
-        facts |= {"batch": self.settings.timing_batch, "dtype": str(self.pipeline.dtype), "threads": torch.get_num_threads()}
-        return row_key(facts | {"versions": versions(), "processor": machine()["processor"]})
-
-    def _keep_strip(self, person: Contender, images: Tensor) -> None:
+    def _keep(self, person: Contender, record: Record, first: Tensor) -> None:
+        """Puts a finished row on the disk."""
         from vis_accel.plots import save_strip
 
-        if self.settings.output is not None:
-            save_strip(images[:STRIP], self.settings.output, person.label)
+        if self.journal is not None and self.settings.output is not None and self.main:
+            save_strip(first[:STRIP], self.settings.output, person.label)
+            self.journal.append(self.measurer.key(person), record)
 
     def _card(self, rows: dict[str, Record]) -> Card:
-        found = [rows[key] for person in self.stage.everyone if (key := self._key(person)) in rows]
+        found = [rows[person.label] for person in self.stage.everyone if person.label in rows]
         reference: dict[str, Any] = {}
         if self.yardstick is not None:
             real = self.yardstick.reference
             reference = {"name": real.name, "images": real.statistics.n, "net_sha256": real.net_sha256}
-            reference["floor"] = self.yardstick.floor(self.n)
-        title = f"{self.name}: {', '.join(contender.label for contender in self.stage.candidates)}"
+            reference["floor"] = self.yardstick.floor(self.measurer.n)
+        title = f"{self.measurer.opened.name}: {', '.join(contender.label for contender in self.stage.candidates)}"
         return Card(title=title, baseline=found[0], records=tuple(found[1:]), reference=reference)
 
     def _write(self, rows: dict[str, Record]) -> None:

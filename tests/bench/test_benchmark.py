@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vis_accel import benchmark
+from vis_accel import measuring
 from vis_accel.benchmark import Settings, Watcher, bench, preview
 from vis_accel.contenders import Stage
 from vis_accel.errors import UsageError
@@ -26,8 +26,8 @@ from vis_accel.zoo.opened import Placement
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timing that takes no time: the figures are not looked at here."""
-    monkeypatch.setattr(benchmark, "ROUNDS", 1)
-    monkeypatch.setattr(benchmark, "PROBE", 4)
+    monkeypatch.setattr(measuring, "ROUNDS", 1)
+    monkeypatch.setattr(measuring, "PROBE", 4)
 
 
 def settings(**changes: object) -> Settings:
@@ -170,10 +170,11 @@ TWO = """
 import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from vis_accel import benchmark
+from vis_accel import measuring
 from vis_accel.zoo import bundled
 bundled.FOLDER = Path(sys.argv[1])
-benchmark.ROUNDS, benchmark.PROBE = 1, 4
+from vis_accel import measuring
+measuring.ROUNDS, measuring.PROBE = 1, 4
 settings = benchmark.Settings(samples=120, batch=40, timing_batch=2, output=Path(sys.argv[2]))
 benchmark.bench("cifar10-dit", ["dpm(steps=3)"], settings=settings)
 """

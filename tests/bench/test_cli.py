@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from vis_accel import benchmark, cli
+from vis_accel import cli, measuring
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "ROUNDS", 1)
-    monkeypatch.setattr(benchmark, "PROBE", 4)
+    monkeypatch.setattr(measuring, "ROUNDS", 1)
+    monkeypatch.setattr(measuring, "PROBE", 4)
 
 
 def run(*arguments: str) -> int:

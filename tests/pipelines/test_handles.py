@@ -104,9 +104,13 @@ def test_a_copy_starts_its_own_image_to_image_runs() -> None:
         whole = IMG2IMG.call(pipe, **options)
         twin = copy.deepcopy(pipe)
         planned = pipe.scheduler.timesteps
-        assert torch.equal(IMG2IMG.call(twin, steps=6, **options)[:0], whole[:0])
+        IMG2IMG.call(twin, steps=6, **options)
         assert pipe.scheduler.timesteps is planned
         assert torch.equal(IMG2IMG.call(twin, **options), whole)
+
+
+def public(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 @pytest.mark.parametrize("name", ["DDIMPipeline", "DiTPipeline", "FluxPipeline"])
@@ -118,10 +122,11 @@ def test_saved_while_applied_it_is_the_stock_pipeline(name: str, tmp_path: Path)
     with accelerate(pipe, "dpmpp(steps=3)"):
         tiny.call(pipe)
         pipe.save_pretrained(tmp_path)
-    loaded = type(pipe).from_pretrained(tmp_path)
+    absent = {part: None for part, value in pipe.components.items() if value is None}
+    loaded = type(pipe).from_pretrained(tmp_path, **absent)
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded.scheduler) is type(scheduler)
-    assert dict(loaded.scheduler.config) == dict(scheduler.config) | {"_use_default_values": loaded.scheduler.config._use_default_values}
+    assert public(loaded.scheduler.config) == public(scheduler.config)
     assert torch.equal(tiny.call(loaded), stock)
 
 

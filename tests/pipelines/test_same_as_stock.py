@@ -59,7 +59,6 @@ def test_dpmpp_2m(name: str) -> None:
 
 
 def test_unipc() -> None:
-    """The stock one corrects the point before the last step to 0 as well, so it agrees to the end."""
     compare("StableDiffusionPipeline", "unipc", with_exact_table(diffusers.UniPCMultistepScheduler(**TRAILING, final_sigmas_type="zero")))
 
 
