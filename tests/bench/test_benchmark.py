@@ -170,10 +170,9 @@ TWO = """
 import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from vis_accel import measuring
+from vis_accel import benchmark, measuring
 from vis_accel.zoo import bundled
 bundled.FOLDER = Path(sys.argv[1])
-from vis_accel import measuring
 measuring.ROUNDS, measuring.PROBE = 1, 4
 settings = benchmark.Settings(samples=120, batch=40, timing_batch=2, output=Path(sys.argv[2]))
 benchmark.bench("cifar10-dit", ["dpm(steps=3)"], settings=settings)
