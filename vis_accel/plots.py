@@ -48,7 +48,7 @@ def draw_card(card: Card, output: Path) -> Path:
     rows = card.rows
     figure = Figure(figsize=(12, max(3.6, 0.75 * len(rows) + 1.2)), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    figure.suptitle(card.title, fontsize=11, color=_INK)
+    figure.suptitle(card.title, fontsize=11, color=_INK, parse_math=False)  # a $ in a name is a $
     _draw_points(left, card)
     _draw_strips(right, card, output)
     image = io.BytesIO()
@@ -103,7 +103,7 @@ def _draw_strips(axes: Any, card: Card, output: Path) -> None:
         top = 1 - index / count
         calls = row.counters.get("calls")
         text = f"{index + 1}  {row.recipe}" + (f"   {calls:g} calls" if calls is not None else "")
-        axes.text(0, top, text, transform=axes.transAxes, va="top", fontsize=8, color=_INK)
+        axes.text(0, top, text, transform=axes.transAxes, va="top", fontsize=8, color=_INK, parse_math=False)
         path = _strip_path(output, row.recipe)
         if path.exists():
             with Image.open(path, formats=("PNG",)) as strip:

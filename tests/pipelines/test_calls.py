@@ -67,6 +67,27 @@ def test_no_steps_at_all_are_refused() -> None:
         pipe.scheduler.set_timesteps()
 
 
+def test_a_run_begins_at_the_first_call_of_a_step() -> None:
+    """Pipelines without a `get_timesteps` of their own slice the times themselves and say where."""
+    pipe = TINIES["DiTPipeline"].build()
+
+    def run(x: Tensor) -> Tensor:
+        for t in pipe.scheduler.timesteps[-3:]:
+            x = pipe.scheduler.step(0.3 * x, t, x).prev_sample
+        return x
+
+    with accelerate(pipe, "heun"):
+        pipe.scheduler.set_timesteps(4)  # calls 0, 1 | 2, 3 | 4, 5 | 6
+        for inside in (1, 3, 5, 7):
+            with pytest.raises(UsageError, match=f"call {inside}"):
+                pipe.scheduler.set_begin_index(inside)
+        pipe.scheduler.set_begin_index(4)
+        found, knots = run(picture()), pipe.scheduler.knots[2:]
+    with accelerate(pipe, f"heun(schedule={knots})"):
+        pipe.scheduler.set_timesteps()
+        assert torch.equal(run(picture()), found)
+
+
 # What a call brings along.
 
 
