@@ -1,10 +1,10 @@
 """Turns training runs into bundled models: installs the weights, measures what ships with them, writes cards and hashes.
 
-    python eval/make_bundle.py features --run runs/cifar10-features --data DIR
+    python eval/make_bundle.py features --run runs/cifar10-features/refine --data DIR
     python eval/make_bundle.py dit --run runs/cifar10-dit [--samples 5000]
 
 `features` makes the reference (statistics of the training images) and the features of the test images, whose FID is the floor. `dit`
-looks for the guidance of the lowest FID, decides between leading and trailing spacing for the stock DDIM, and stores the features of
+looks for the guidance of the lowest FID that keeps recall, decides between leading and trailing spacing for the stock DDIM, and stores the features of
 the baselines' images at that setting. All it found is in eval/results/bundle-*.json.
 """
 
@@ -41,8 +41,8 @@ DATA = (
 
 def features(run: Path, data: Path) -> None:
     """Installs the feature net and what it sees of the real images."""
-    history = json.loads((run / "history.json").read_text())
-    top1 = history["history"][-1]["top1"]
+    stages = [json.loads(path.read_text()) for path in (run.parent / "history.json", run / "history.json") if path.exists()]
+    top1 = stages[-1]["history"][-1]["top1"]
     place = _fresh(FOLDER / "cifar10-features")
     shutil.copy(run / "model.safetensors", place / "model.safetensors")
     card: dict[str, Any] = {
@@ -63,7 +63,7 @@ def features(run: Path, data: Path) -> None:
     _write(place, card)
     floor = {n: real_floor(held_out, Statistics.of(real), n) for n in (1280, 2500, 5000, 10000)}
     hashes = {split: load_split(data, split).sha256 for split in SPLITS}
-    _result("bundle-features", {"top1": card["scores"]["top1"], "floor": floor, "sha256": hashes, "training": history})
+    _result("bundle-features", {"top1": card["scores"]["top1"], "floor": floor, "sha256": hashes, "training": stages})
 
 
 def dit(run: Path, samples: int, sweep: int) -> None:
@@ -81,15 +81,17 @@ def dit(run: Path, samples: int, sweep: int) -> None:
     scale = yardstick_for("cifar10-dit", None)
     if scale is None:
         raise SystemExit("run the features step first")
-    for guidance in (1.0, 1.5, 2.0, 2.5, 3.0, 4.0):
+    for guidance in (1.5, 2.0, 3.0, 4.0, 5.0, 6.5):
         job = Job(class_labels=tuple(range(10)), guidance_scale=guidance, steps=12)
         found["guidance"].append({"guidance_scale": guidance} | _scores(scale, job, sweep, "dpm(steps=12)"))
         print(found["guidance"][-1], flush=True)
-    best = min(found["guidance"], key=lambda row: row["fid"])["guidance_scale"]
+    best = pinned_guidance(found["guidance"])
     card["job"]["guidance_scale"] = best
     job = Job(class_labels=tuple(range(10)), guidance_scale=best, steps=50)
     for spacing in ("leading", "trailing"):
-        found["spacing"].append({"spacing": spacing} | _scores(scale, job, sweep, f"ddim(schedule='{spacing}', steps=50)"))
+        found["spacing"].append(
+            {"spacing": spacing, "guidance_scale": best} | _scores(scale, job, sweep, f"ddim(schedule='{spacing}', steps=50)")
+        )
         print(found["spacing"][-1], flush=True)
     spacing = min(found["spacing"], key=lambda row: row["fid"])["spacing"]
     _set_spacing(place, spacing)
@@ -114,6 +116,12 @@ def dit(run: Path, samples: int, sweep: int) -> None:
     card["scores"] |= {"n": samples, "floor": found["floor"]}
     _write(place, card)
     _result("bundle-dit", found)
+
+
+def pinned_guidance(rows: list[dict[str, Any]]) -> float:
+    """The guidance of the lowest FID among those that keep 85% of the highest recall: FID alone would trade diversity away without end."""
+    most = max(row["recall"] for row in rows)
+    return float(min((row for row in rows if row["recall"] >= 0.85 * most), key=lambda row: row["fid"])["guidance_scale"])
 
 
 def _scores(scale: Any, job: Job, samples: int, recipe: str) -> dict[str, Any]:
@@ -173,7 +181,7 @@ if __name__ == "__main__":
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="for features: folder with train/ and test/")
     parser.add_argument("--samples", type=int, default=5000, help="images of each baseline")
-    parser.add_argument("--sweep", type=int, default=1500, help="images per point of the searches")
+    parser.add_argument("--sweep", type=int, default=1300, help="images per point of the searches")
     given = parser.parse_args()
     if given.what == "features":
         features(given.run, given.data)

@@ -78,7 +78,7 @@ def test_a_run_begins_at_the_first_call_of_a_step() -> None:
 
     with accelerate(pipe, "heun"):
         pipe.scheduler.set_timesteps(4)  # calls 0, 1 | 2, 3 | 4, 5 | 6
-        for inside in (1, 3, 5, 7):
+        for inside in (1, 3, 5):
             with pytest.raises(UsageError, match=f"call {inside}"):
                 pipe.scheduler.set_begin_index(inside)
         pipe.scheduler.set_begin_index(4)

@@ -112,8 +112,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
                 hint=f"put them into the recipe: {self.solver.name}(schedule=(sigma, ..., 0)), sigma = noise / signal",
             )
         asked = num_inference_steps or (len(sigmas) if sigmas is not None else None)
-        steps = self.solver.steps or asked
-        if steps is None:
+        own = self.solver.schedule
+        steps = self.solver.steps or asked or (len(own) if isinstance(own, tuple) else 0)
+        if not steps:
             name = self.solver.name
             raise UsageError(f"Neither the recipe nor the call says how many steps {name} takes.", hint=f"{name}(steps=12)")
         knots = self._make_knots(int(steps), ramp=ramp, mu=mu)

@@ -51,7 +51,10 @@ def pipeline(place: Path, *, allow_pickle: bool, dtype: torch.dtype, device: tor
         raise ModelError(f"{place}: a {layout.pipeline} fetches other models on its own.", hint="load the pipeline it is made of")
     headers = {part.name: _checked(diffusers, part, allow_pickle) for part in layout.components}
     word = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 40) else "torch_dtype"
-    options = {word: dtype, "use_safetensors": None if allow_pickle else True}
+    options: dict[str, Any] = {word: dtype, "use_safetensors": None if allow_pickle else True}
+    names = folders.read_json(place / folders.INDEX).get("id2label")
+    if isinstance(names, dict) and all(str(key).isdecimal() for key in names):
+        options["id2label"] = {int(key): str(name) for key, name in names.items()}  # JSON keys are text, and diffusers complains of them
     try:
         loaded = kind.from_pretrained(str(place), local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # a foreign loader raises what it likes; the user asked for one folder, and it is at fault
