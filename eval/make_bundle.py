@@ -4,8 +4,8 @@
     python eval/make_bundle.py dit --run runs/cifar10-dit [--samples 5000]
 
 `features` makes the reference (statistics of the training images) and the features of the test images, whose FID is the floor. `dit`
-looks for the guidance of the lowest FID that keeps recall, decides between leading and trailing spacing for the stock DDIM, and stores the features of
-the baselines' images at that setting. All it found is in eval/results/bundle-*.json.
+looks for the guidance of the lowest FID that keeps recall, decides between leading and trailing spacing for the stock DDIM, and stores
+the features of the baselines' images at that setting. All it found is in eval/results/bundle-*.json.
 """
 
 from __future__ import annotations
