@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,7 +70,8 @@ def open_pipeline(model: Any, job: Job, placement: Placement) -> Opened:
         torch.set_num_threads(placement.threads)
     device = placement.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = None if placement.dtype is None else getattr(torch, placement.dtype)
-    pipeline = load(model, allow_pickle=placement.allow_pickle, dtype=dtype)
+    with _silence():
+        pipeline = load(model, allow_pickle=placement.allow_pickle, dtype=dtype)
     if not hasattr(pipeline, "scheduler"):
         pipelines = [name for name, entry in MODELS.items() if entry.kind == "pipeline"]
         raise UsageError(f"{model} is no diffusion pipeline.", hint=f"bundled pipelines: {', '.join(pipelines)}")
@@ -82,3 +85,17 @@ def open_pipeline(model: Any, job: Job, placement: Placement) -> Opened:
     card = describe(model)
     open_fields = {name: value for name, value in card.job.items() if getattr(job, name) in (None, ())}
     return Opened(model, pipeline, card.sha256, replace(job, **open_fields))
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No progress bar of diffusers' own: the command line has its one."""
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
