@@ -25,9 +25,10 @@ from torch import Tensor
 from vis_accel import measuring
 from vis_accel.budget import Cost, choose_n, spoken
 from vis_accel.contenders import Contender, Stage
-from vis_accel.errors import UsageError
+from vis_accel.errors import UsageError, VisAccelError
 from vis_accel.eval.counters import CallCounter
 from vis_accel.eval.yardstick import Yardstick
+from vis_accel.files import write_atomic
 from vis_accel.generation import Job, generate
 from vis_accel.journal import Journal
 from vis_accel.measuring import Measurer
@@ -42,7 +43,8 @@ __all__ = ["Settings", "Watcher", "bench"]
 BUDGET = 300.0  # seconds, where none is given
 MOST = 50_000  # images a row, where no other bound applies
 SETTLING = 6.0  # seconds a row for counters, memory and files
-TIMING_SHARE = 0.14  # of the budget, for the timing of one row
+TIMING_SHARE = 0.14  # of the budget, for the timing of one row or two; more rows share twice as much
+TIMING_MOST = 60.0  # seconds a row, however large the budget
 ROWS = "rows.jsonl"  # the journal, in the output folder
 STRIP = 8  # images of a row kept for the picture
 
@@ -134,7 +136,12 @@ def preview(model: Any, recipes: Sequence[Recipe], *, job: Job, placement: Place
 def _planned_calls(stage: Stage, person: Contender) -> int:
     """Calls of the denoiser an image, as the scheduler on the pipeline plans them."""
     stage.enter(person)
-    stage.pipeline.scheduler.set_timesteps(person.job.steps)
+    try:
+        stage.pipeline.scheduler.set_timesteps(person.job.steps)
+    except ValueError as error:
+        if isinstance(error, VisAccelError):
+            raise
+        return person.job.steps or 1  # a flow scheduler wants the shift its pipeline computes; it makes a call a step
     return len(stage.pipeline.scheduler.timesteps)
 
 
@@ -165,7 +172,7 @@ class _Bench:
             self.accelerator,
             batch=settings.batch,
             timing_batch=settings.timing_batch,
-            timing_seconds=TIMING_SHARE * (settings.budget or BUDGET),
+            timing_seconds=min(TIMING_MOST, TIMING_SHARE * (settings.budget or BUDGET) / max(1, len(recipes) / 2)),
             progress=self.watcher.progress,
         )
 
@@ -200,6 +207,8 @@ class _Bench:
             return {}
         if self.main and not self.settings.resume:
             _set_aside(self.journal.path)
+        if self.main:
+            _try_to_write(self.journal.path.parent)
         self.accelerator.wait_for_everyone()
         return self.journal.read()
 
@@ -283,8 +292,8 @@ class _Bench:
         from vis_accel.plots import save_strip
 
         if self.journal is not None and self.settings.output is not None and self.main:
-            save_strip(first[:STRIP], self.settings.output, person.label)
             self.journal.append(self.measurer.key(person), record)
+            save_strip(first[:STRIP], self.settings.output, person.label)
 
     def _card(self, rows: dict[str, Record]) -> Card:
         found = [rows[person.label] for person in self.stage.everyone if person.label in rows]
@@ -303,6 +312,17 @@ class _Bench:
             card = self._card(rows)
             card.save(self.settings.output)
             draw_card(card, self.settings.output)
+
+
+def _try_to_write(folder: Path) -> None:
+    """Finds out before the first image whether the folder takes files.
+
+    Raises:
+        OutputError: it does not.
+    """
+    path = folder / "writable"
+    write_atomic(path, "")
+    path.unlink(missing_ok=True)
 
 
 def _set_aside(path: Path) -> None:

@@ -28,6 +28,8 @@ class Cost:
     @classmethod
     def fit(cls, short: tuple[int, float], long: tuple[int, float]) -> Cost:
         """From two runs, each (calls, seconds an image)."""
+        if long[0] <= short[0]:
+            return cls(long[1] / long[0], 0.0)
         call = max(1e-6, (long[1] - short[1]) / (long[0] - short[0]))
         return cls(call, max(0.0, short[1] - short[0] * call))
 
@@ -69,18 +71,20 @@ def choose_n(
         seconds = fixed + samples * each
         allowed = left if budget is not None else LONGEST_UNASKED
         if seconds > allowed:
-            fitting = max(0, int((allowed - fixed) / each))
-            raise UsageError(
-                f"{samples} images a row would take about {spoken(seconds)}, longer than {spoken(allowed)}.",
-                hint=f"--samples {fitting}, or --budget {spoken(seconds * 1.2)}",
-            )
+            fitting = int((allowed - fixed) / each)
+            fewer = f"--samples {fitting}, or " if fitting >= 2 else ""
+            message = f"{samples} images a row would take about {spoken(seconds)}, longer than {spoken(allowed)}."
+            raise UsageError(message, hint=f"{fewer}--budget {spoken(seconds * 1.2)}")
         return samples, seconds
     affordable = int((left - fixed) / each)
     n = min(most, affordable)
     if n < most:
         n = n // 100 * 100
     if n < smallest:
-        n = max(2, min(few, affordable)) if affordable > 1 else 2
+        n = min(few, affordable)
+    if n < 2:
+        message = f"The budget allows no row: timing alone takes {spoken(fixed)}, and an image of every row {each:.2g} s."
+        raise UsageError(message, hint=f"--budget {spoken(fixed + 10 * each + 60)}")
     return n, fixed + n * each
 
 

@@ -209,12 +209,17 @@ def main(arguments: list[str] | None = None) -> None:
         if error.hint:
             typer.echo(f"\nhint: {error.hint}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; finished rows are kept", err=True)
-        sys.exit(130)
     except BrokenPipeError:  # `vis-accel list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:  # foreseen nowhere: one sentence all the same
+        if debug:
+            raise
+        typer.echo(f"error: {type(error).__name__}: {error}\n\nhint: vis-accel --debug ... shows where", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; finished rows are kept", err=True)
+        sys.exit(130)
 
 
 def _recipes(samplers: list[str] | None, steps: str | None, schedule: str | None, recipes: list[str] | None) -> list[Any]:
@@ -223,7 +228,7 @@ def _recipes(samplers: list[str] | None, steps: str | None, schedule: str | None
     from vis_accel.method import Method
     from vis_accel.recipe import Recipe
 
-    if not samplers and (steps or schedule):
+    if not samplers and (steps is not None or schedule is not None):
         raise UsageError("--steps and --schedule belong to --sampler.", hint="--sampler dpm, or put them into the recipe")
     found = []
     for name in samplers or ([] if recipes else ["dpm"]):
@@ -231,7 +236,11 @@ def _recipes(samplers: list[str] | None, steps: str | None, schedule: str | None
         if kind.family != "sampler":
             raise UsageError(f"{name} is no sampler.", hint=f"--recipe {name}")
         options: dict[str, object] = {} if schedule is None else {"schedule": _schedule(schedule)}
-        found += [Recipe([kind.from_options({"steps": count, **options})]) for count in _integers(steps or "10", "--steps")]
+        if steps is None and isinstance(options.get("schedule"), tuple):  # it has its own number of steps
+            found.append(Recipe([kind.from_options(options)]))
+            continue
+        counts = _integers("10" if steps is None else steps, "--steps")
+        found += [Recipe([kind.from_options({"steps": count, **options})]) for count in counts]
     return found + [Recipe.parse(text) for text in recipes or []]
 
 
@@ -262,6 +271,6 @@ def _job(
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"Cannot read the prompts in {prompts}: {error}") from error
     return Job(
-        seed=seed, class_labels=tuple(_integers(labels, "--class-labels")) if labels else (), prompts=tuple(texts),
+        seed=seed, class_labels=() if labels is None else tuple(_integers(labels, "--class-labels")), prompts=tuple(texts),
         guidance_scale=guidance_scale, steps=steps, height=height, width=width,
     )  # fmt: skip

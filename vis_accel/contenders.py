@@ -102,7 +102,7 @@ class Stage:
 
     def _fast(self) -> tuple[Contender, ...]:
         """The stock pipeline under diffusers' DPM-Solver++ 2M; nobody, for flow models: their own sampler is the stock choice."""
-        if self.view.noise.kind != "vp":
+        if self.view.noise.kind != "vp" or self.view.name == "DDIMPipeline":  # which passes eta to every scheduler
             return ()
         from diffusers import DPMSolverMultistepScheduler
 

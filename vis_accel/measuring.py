@@ -13,7 +13,6 @@ from vis_accel.contenders import Contender, Stage
 from vis_accel.errors import UsageError
 from vis_accel.eval.counters import peak_memory
 from vis_accel.eval.features import gather_features
-from vis_accel.eval.noninferiority import Verdict
 from vis_accel.eval.speed import Timings, interleave
 from vis_accel.eval.yardstick import Yardstick, paired_quality
 from vis_accel.generation import generate
@@ -62,8 +61,9 @@ class Measurer:
     def key(self, contender: Contender) -> str:
         """The row's key in the journal: the hash of everything that determines it."""
         facts = {"model": self.opened.sha256, "recipe": contender.label, "job": asdict(contender.job), "n": self.n, "probe": PROBE}
-        facts |= {"reference": None if self.yardstick is None else [self.yardstick.reference.name, self.yardstick.reference.net_sha256]}
+        facts |= {"reference": None if self.yardstick is None else self.yardstick.sha256}
         facts |= {"timing_batch": self.timing_batch, "dtype": str(self.opened.pipeline.dtype), "threads": torch.get_num_threads()}
+        facts |= {"device": str(self.opened.pipeline.device)}
         return row_key(facts | {"versions": versions(), "processor": machine()["processor"]})
 
     def images(self, contender: Contender) -> tuple[Tensor, Tensor]:
@@ -122,7 +122,7 @@ class Measurer:
             n=self.n,
             settings=settings,
             quality=quality,
-            verdict=None if verdict is None else f"{verdict.outcome}: {verdict.reason}",
+            verdict=verdict,
             counters=count(self.stage, person),
             started=started,
             finished=now(),
@@ -130,9 +130,10 @@ class Measurer:
             **where(),
         )
 
-    def _quality(self, person: Contender, features: Tensor, first: Tensor) -> tuple[dict[str, Quantity], Verdict | None]:
+    def _quality(self, person: Contender, features: Tensor, first: Tensor) -> tuple[dict[str, Quantity], str | None]:
         quality: dict[str, Quantity] = {}
-        verdict, own, job = None, self.stage.baselines[0], self.opened.job
+        verdict: str | None = None
+        own, job = self.stage.baselines[0], self.opened.job
         if self.yardstick is not None:
             quality |= self.yardstick.quality(features, job.labels(self.n) if job.class_labels else None)
             if person is not own:

@@ -133,7 +133,7 @@ def test_a_demand_the_solvers_do_not_know_is_refused() -> None:
 # SDXL stops early, its refiner starts late.
 
 
-@pytest.mark.parametrize("text", ["ddim", "dpm(order=1)", "euler(steps=10)"])
+@pytest.mark.parametrize("text", ["ddim", "dpm(order=1, schedule='trailing')", "euler(steps=10)"])
 def test_base_and_refiner_share_a_run(text: str) -> None:
     base, refiner = TINIES["StableDiffusionXLPipeline"], EDITING["StableDiffusionXLImg2ImgPipeline"]
     pipe, second = base.build(), refiner.build()

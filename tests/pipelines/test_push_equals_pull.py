@@ -63,7 +63,7 @@ def test_every_solver_in_every_pipeline(name: str, text: str) -> None:
             with tiny.count(pipe) as counter:
                 found = tiny.call(pipe, guidance=guidance)
             # A flow pipeline shifts by its own configuration; test_same_as_stock holds its knots to the stock scheduler's.
-            knots = schedules.create("auto", 4, noise) if noise.kind == "vp" else pipe.scheduler.knots
+            knots = solver(text).knots(4, noise) if noise.kind == "vp" else pipe.scheduler.knots
             assert_equal(found, expected(tiny, pipe, text, guidance, knots))
             true_guidance = 2 if name == "FluxPipeline" and guidance > 1 else 1  # its two halves are two calls
             assert counter.calls == len(plan(solver(text), knots)) * true_guidance
@@ -87,7 +87,7 @@ def test_clipping_of_the_source_is_honoured(text: str) -> None:
     pipe.scheduler = diffusers.DDPMScheduler(clip_sample=True, clip_sample_range=0.7)  # epsilon, far outside the range early on
     with accelerate(pipe, text):
         found = tiny.call(pipe)
-        knots = schedules.create("trailing", 4, NoiseModel.from_config(pipe.scheduler.config))
+        knots = solver(text).knots(4, NoiseModel.from_config(pipe.scheduler.config))
         assert_equal(found, expected(tiny, pipe, text, 1.0, knots))
     assert 0.15 - 1e-6 <= float(found.min()) <= float(found.max()) <= 0.85 + 1e-6  # +-0.7, seen as an image
     pipe.scheduler = diffusers.DDPMScheduler(clip_sample=False)
@@ -153,7 +153,7 @@ def test_image_to_image_starts_at_a_knot(name: str, steps_at: dict[float, int], 
             knots = pipe.scheduler.knots
             assert len(knots) == steps + 1
             if noise.kind == "vp":
-                assert knots == schedules.create("auto", 5, noise)[5 - steps :]
+                assert knots == solver(text).knots(5, noise)[5 - steps :]
             assert counter.calls == len(plan(solver(text), knots))
             x = picture() + knots[0] * tiny.start(BATCH)
             with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from vis_accel.eval.features import FeatureNet
 from vis_accel.eval.fid import fid_with_interval, paired_difference, real_floor
 from vis_accel.eval.interval import Interval
 from vis_accel.eval.kid import kid
-from vis_accel.eval.noninferiority import Verdict, same_quality
+from vis_accel.eval.noninferiority import LEAST_IMAGES, same_quality
 from vis_accel.eval.paired import PairedMeter
 from vis_accel.eval.reference import Reference
 from vis_accel.record import Quantity
@@ -47,6 +48,15 @@ class Yardstick:
         return f"FID[{self.net.name}]"
 
     @property
+    def sha256(self) -> str:
+        """Hash of the network and of every number images are held against."""
+        state = hashlib.sha256(self.reference.net_sha256.encode())
+        real = self.reference.statistics
+        for part in (real.sum, real.outer, self.reference.subset, self.held_out):
+            state.update(b"none" if part is None else part.double().cpu().contiguous().numpy().tobytes())
+        return state.hexdigest()
+
+    @property
     def smallest(self) -> int:
         """The fewest images an FID is printed for."""
         return PER_FEATURE * self.net.num_features
@@ -73,17 +83,17 @@ class Yardstick:
             found["class agreement"] = quantity(agreement(self.classify(features).argmax(1), labels), higher_is_better=True)
         return found
 
-    def compare(self, features: Tensor, baseline: Tensor) -> tuple[dict[str, Quantity], Verdict | None]:
-        """The paired difference of FID to the baseline on equal seeds, and whether it may be called the same quality."""
-        if len(features) < self.smallest:
-            return {}, None
+    def compare(self, features: Tensor, baseline: Tensor) -> tuple[dict[str, Quantity], str]:
+        """The paired difference of FID to the baseline on equal seeds, and in words whether it may be called the same quality."""
+        n = len(features)
+        if n < self.smallest:
+            return {}, f"not judged: no FID below {self.smallest} images and no claim below {LEAST_IMAGES}; there are {n}"
         difference = paired_difference(features, baseline, self.reference.statistics)
-        floor = self.floor(len(features))
-        verdict = None
-        if floor is not None:
-            base = fid_with_interval(baseline, self.reference.statistics).value
-            verdict = same_quality(difference, base, floor)
-        return {f"{self.fid} difference": quantity(difference)}, verdict
+        found, floor = {f"{self.fid} difference": quantity(difference)}, self.floor(n)
+        if floor is None:
+            return found, f"not judged: there are no {n} held-out real images, whose FID would be the floor"
+        verdict = same_quality(difference, fid_with_interval(baseline, self.reference.statistics).value, floor)
+        return found, f"{verdict.outcome}: {verdict.reason}"
 
 
 def paired_quality(baseline: Tensor, candidate: Tensor) -> dict[str, Quantity]:

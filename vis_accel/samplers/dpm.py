@@ -24,7 +24,9 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from vis_accel.method import option
+from vis_accel.samplers import schedules
 from vis_accel.samplers.exponential import phi
+from vis_accel.samplers.noise import NoiseModel
 from vis_accel.samplers.solver import SIGMA_CAP, Noise, Past, Solve, Solver
 
 Node = tuple[float, Tensor]  # (sigma, m)
@@ -51,6 +53,10 @@ class Multistep(Solver):
     @property
     def convergence_order(self) -> int:
         return self.order
+
+    def auto_schedule(self, noise: NoiseModel) -> str:
+        """Equal steps of log sigma, the variable of the expansion, wherever the first sigma is finite."""
+        return "logsnr" if noise.kind == "vp" and noise.sigma_max < SIGMA_CAP else schedules.resolve("auto", noise)
 
     @property
     def integrates_data(self) -> bool:

@@ -70,8 +70,14 @@ class Solver(Method):
         Raises:
             UsageError: a number or a schedule the model cannot have.
         """
-        own = isinstance(self.schedule, tuple)
-        return schedules.create(self.schedule, None if own else self.steps or steps, noise)
+        if isinstance(self.schedule, tuple):
+            return schedules.create(self.schedule, None, noise)
+        name = self.auto_schedule(noise) if self.schedule == "auto" else self.schedule
+        return schedules.create(name, self.steps or steps, noise)
+
+    def auto_schedule(self, noise: NoiseModel) -> str:
+        """What "auto" means for this solver on this model."""
+        return schedules.resolve("auto", noise)
 
     def check_target(self, view: Any) -> None:
         """Refuses what has no scheduler to replace, noise the samplers have no space for, and a schedule that does not fit the noise."""
