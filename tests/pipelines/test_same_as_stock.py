@@ -55,7 +55,7 @@ def test_ddim_with_clipping() -> None:
 
 @pytest.mark.parametrize("name", ["DiTPipeline", "StableDiffusionPipeline", "PixArtAlphaPipeline"])
 def test_dpmpp_2m(name: str) -> None:
-    compare(name, "dpmpp", with_exact_table(diffusers.DPMSolverMultistepScheduler(**TRAILING)))
+    compare(name, "dpmpp(schedule='trailing')", with_exact_table(diffusers.DPMSolverMultistepScheduler(**TRAILING)))
 
 
 def test_unipc() -> None:

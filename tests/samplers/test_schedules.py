@@ -163,3 +163,14 @@ def test_unknown_names_and_infinite_starts_say_what_is_allowed() -> None:
         schedules.create("karras", 5, ZERO_SNR)
     with pytest.raises(UsageError, match="room for 999"):
         schedules.create("linspace", 1000, LINEAR, end="sigma_min")
+
+
+def test_auto_is_the_solvers_choice() -> None:
+    """dpm steps evenly in log sigma, where the first sigma is finite; the rest start at the last whole time."""
+    from vis_accel.samplers import create as solver
+
+    finite = NoiseModel(kind="vp", prediction="epsilon", table=(0.1, 1.0, 10.0), times=3)
+    flow = NoiseModel(kind="flow", prediction="flow_prediction")
+    assert solver("dpm").knots(2, finite) == schedules.create("logsnr", 2, finite)
+    assert solver("dpmpp").knots(2, flow) == schedules.create("flow", 2, flow)
+    assert solver("ddim").knots(2, finite) == schedules.create("trailing", 2, finite)
