@@ -242,8 +242,8 @@ class _Bench:
     def _choose_n(self, done: dict[str, Record]) -> int:
         """Images a row: those of the rows that are there already, or what was asked for, or what the budget allows."""
         settings, scale = self.settings, self.yardstick
-        if done and settings.samples is None:
-            return next(iter(done.values())).n
+        if settings.samples is None and (kept := self._n_of(done)) is not None:
+            return kept
         made = [] if self.shipped is not None or scale is None else list(self.stage.baselines)
         most = len(self.shipped) if self.shipped is not None else MOST if scale is not None else measuring.PROBE
         if self.shipped is not None and settings.samples is not None and settings.samples > most:
@@ -262,6 +262,14 @@ class _Bench:
         )
         self.watcher.say(f"about {spoken(seconds)} to go: {n} images a row, {self.cost.call * 1e3:.2f} ms a call and image")
         return n
+
+    def _n_of(self, done: dict[str, Record]) -> int | None:
+        """The n of a row of this very request among those that are there; None if all are of others."""
+        for n in dict.fromkeys(row.n for row in done.values()):
+            self.measurer.n = n
+            if any(self.measurer.key(person) in done for person in self.stage.everyone):
+                return n
+        return None
 
     def _measure(self, contender: Contender, rows: dict[str, Record]) -> None:
         """Measures a row, and those of the baselines if they are not there yet."""

@@ -102,6 +102,18 @@ def test_a_killed_run_resumes_and_loses_only_the_row_in_flight(standin: Path) ->
         assert ours.counters == theirs.counters
 
 
+def test_resuming_takes_n_from_rows_of_the_same_request_only(standin: Path) -> None:
+    output = standin / "out"
+    bench("cifar10-dit", ["dpm(steps=2)"], settings=settings(output=output, samples=4))
+    again = bench("cifar10-dit", ["dpm(steps=2)"], settings=settings(output=output, samples=None, resume=True))
+    assert again.baseline.n == 4
+    other = bench(
+        "cifar10-dit", ["dpm(steps=2)"], job=Job(seed=9), settings=settings(output=output, samples=None, budget=40.0, resume=True)
+    )
+    assert other.baseline.n != 4
+    assert other.baseline.seeds.startswith("9..")
+
+
 def test_a_new_run_keeps_the_rows_of_the_old_one_aside(standin: Path) -> None:
     for _ in range(2):
         bench("cifar10-dit", ["dpm(steps=2)"], settings=settings(output=standin / "out", samples=4))
