@@ -164,7 +164,7 @@ def reference(
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="cifar10-features, cifar10-autoencoder or cifar10-dit.")],
+    name: Annotated[str, typer.Argument(help="The recipe; a wrong name lists them.")],
     data: Annotated[Path, typer.Option("--data", help="Folder with train/CLASS/*.jpg and test/CLASS/*.jpg.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: runs/NAME.")] = None,
     autoencoder: Annotated[Path | None, typer.Option("--autoencoder", help="For cifar10-dit: a vae folder. Default: the bundled.")] = None,
@@ -174,7 +174,9 @@ def train(
     mixed_precision: Annotated[str | None, typer.Option("--mixed-precision", help="bf16 or no.")] = None,
     threads: Threads = None,
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the step.")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder; without one, from the bundled weights.")
+    ] = False,
 ) -> None:
     """Train a bundled model again, by the recipe that made it."""
     from vis_accel.zoo.recipes import train as run

@@ -13,7 +13,8 @@ import torch
 
 from vis_accel.zoo import bundled
 
-TINY = {"widths": [4, 4, 8, 8], "num_features": 6}
+TINY = {"widths": [4, 8, 8], "num_features": 6}
+TINY_VIT = {"width": 8, "depth": 1, "heads": 2, "stem": [4, 4, 8]}
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +71,10 @@ def model(saved: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def models(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of sealed stand-ins for both bundled models, put in the place of the real one."""
+    """A folder of sealed stand-ins for bundled models, put in the place of the real one."""
     from vis_accel.zoo.export import save_module
     from vis_accel.zoo.feature_net import ConvClassifier
+    from vis_accel.zoo.vit import build_vit
 
     root = tmp_path / "models"
     shutil.copytree(saved, root / "cifar10-dit")
@@ -81,9 +83,11 @@ def models(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     write_card(root / "cifar10-dit", name="cifar10-dit", kind="pipeline", job=job, classes=classes, baseline_features=100)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(8)
-        save_module(ConvClassifier(widths=(4, 4, 8, 8), num_features=6), root / "cifar10-features" / "model.safetensors")
+        save_module(ConvClassifier(widths=(4, 8, 8), num_features=6), root / "cifar10-features" / "model.safetensors")
     write_card(root / "cifar10-features", name="cifar10-features", kind="features", config=TINY)
-    for name in ("cifar10-dit", "cifar10-features"):
+    save_module(build_vit(**TINY_VIT), root / "cifar10-vit" / "model.safetensors")
+    write_card(root / "cifar10-vit", name="cifar10-vit", kind="classifier", config=TINY_VIT)
+    for name in ("cifar10-dit", "cifar10-features", "cifar10-vit"):
         bundled.seal(root / name)
     monkeypatch.setattr(bundled, "FOLDER", root)
     return root

@@ -54,6 +54,7 @@ def test_everything_good_loads_without_network_or_pickle(model: Path) -> None:
     assert same(load(model).transformer, model / "transformer")
     assert type(load("cifar10-dit")).__name__ == "DiTPipeline"
     assert load("cifar10-features")(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert load("cifar10-vit")(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     assert load("timm/test_vit", random_weights=True)(torch.rand(1, 3, 160, 160)).shape[0] == 1
 
 
@@ -87,6 +88,19 @@ def test_the_bundled_classifier_is_the_saved_one(models: Path) -> None:
         file.seek(-64, 2)
         file.write(bytes(64))
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_the_bundled_transformer_is_a_stock_timm_model_that_says_how_to_normalise(models: Path) -> None:
+    from timm.data import resolve_model_data_config
+    from timm.models.vision_transformer import VisionTransformer
+
+    network = load("cifar10-vit")
+    assert type(network) is VisionTransformer
+    assert same(network, models / "cifar10-vit")
+    assert network.patch_embed.num_patches == 64
+    assert network.num_prefix_tokens == 1
+    found = resolve_model_data_config(network)
+    assert (found["input_size"], found["mean"]) == ((3, 32, 32), (0.4914, 0.4822, 0.4465))
 
 
 def test_a_sharded_folder_loads(make_pipeline: Callable[..., Path], tmp_path: Path) -> None:
@@ -279,4 +293,4 @@ def test_importing_the_face_loads_nothing_heavy_and_load_is_a_function() -> None
 
 
 def test_the_table_names_what_there_is() -> None:
-    assert set(MODELS) == {"cifar10-dit", "cifar10-features"}
+    assert set(MODELS) == {path.parent.name for path in bundled.FOLDER.glob("*/card.json")}

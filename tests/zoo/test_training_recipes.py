@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from vis_accel.errors import DataError, UnknownNameError, UsageError
-from vis_accel.zoo import cifar10, train_autoencoder, train_dit, train_features
+from vis_accel.zoo import bundled, cifar10, load, train_autoencoder, train_dit, train_features, train_unet, train_vit
+from vis_accel.zoo.feature_net import whitening_filters
 from vis_accel.zoo.recipes import train
+from vis_accel.zoo.vit import build_vit
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +97,81 @@ def test_label_dropout_is_one_draw_an_image_and_not_the_networks_own() -> None:
     assert torch.equal(first, model(x, timestep=times, class_labels=labels).sample)  # in training mode
 
 
-def test_features_train_in_two_stages_into_a_file_that_loads(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whitened_patches_have_unit_covariance_in_both_signs() -> None:
+    mixed = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    mixed = torch.einsum("ij,njhw->nihw", torch.tensor([[1.0, 0.8, 0.0], [0.0, 1.0, -0.5], [0.3, 0.0, 2.0]]), mixed)
+    images = mixed + 0.7 * mixed.roll(1, -1)  # neighbours depend on each other too
+    filters = whitening_filters(images, eps=0.0)
+    assert torch.equal(filters[:12], -filters[12:])
+    seen = torch.nn.functional.conv2d(images, filters[:12]).transpose(0, 1).flatten(1)
+    assert torch.allclose(seen @ seen.T / seen.shape[1], torch.eye(12), atol=1e-3)
+
+
+def test_features_train_into_a_file_that_the_package_loads(data: Path, tmp_path: Path) -> None:
     result = train("cifar10-features", data, tmp_path, compile=False, options={"steps": 2, "batch_size": 10})
     assert 0 <= result.scores["top1"] <= 1
-    assert (tmp_path / "refine" / "model.safetensors").exists()
+    (tmp_path / "card.json").write_text(json.dumps({"name": "cifar10-features", "kind": "features"}))
+    (tmp_path / "checkpoint.safetensors").unlink()
+    bundled.seal(tmp_path)
+    network = load(str(tmp_path))
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    facts = json.loads((tmp_path / "history.json").read_text())
+    assert facts["processes"] == 1
+    assert facts["machine"]["torch"] == torch.__version__
+
+
+def test_the_vit_learns_from_the_bundled_features(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_vit, "build_vit", lambda: build_vit(width=8, depth=1, heads=2, stem=(4, 4, 8)))
+    stand_in = train_features.ConvClassifier(widths=(4, 8, 8), num_features=6)
+    monkeypatch.setattr("vis_accel.zoo.load", lambda name: stand_in)
+    result = train("cifar10-vit", data, tmp_path, compile=False, options={"steps": 2, "batch_size": 10})
+    assert 0 <= result.scores["top1"] <= 1
+    task = train_vit.ViTTask(cifar10.load_split(data, "train"), cifar10.load_split(data, "test"), stand_in)
+    images, labels, soft = task.batch(torch.arange(4), torch.Generator().manual_seed(0))
+    raw = images * task.std + task.mean
+    assert torch.allclose(soft, stand_in(raw).softmax(1), atol=2e-2)  # the teacher sees the same crop, under autocast
+    right = torch.nn.functional.one_hot(labels, 10).float()
+    perfect = task.loss(lambda _: (right * 50).log_softmax(1), images, labels, right.clamp(min=1e-9))
+    assert perfect.item() == pytest.approx(0.0, abs=1e-3)
+
+
+def test_the_target_of_the_unet_is_the_noise_that_was_added() -> None:
+    task = train_unet.UNetTask.__new__(train_unet.UNetTask)
+    task.alphas_cumprod = train_unet.scheduler().alphas_cumprod
+    pixels = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8)
+    noised, times, noise, weight = task._noised(pixels, torch.Generator().manual_seed(0))
+    signal = task.alphas_cumprod[times][:, None, None, None]
+    assert torch.allclose(noised - (1 - signal).sqrt() * noise, signal.sqrt() * (pixels.float() / 127.5 - 1), atol=1e-5)
+    snr = (signal / (1 - signal)).flatten()
+    assert torch.allclose(weight * snr, snr.clamp(max=5.0))
+    assert task.loss(lambda *_, **__: (noise,), noised, times, noise, weight).item() == 0.0
+
+
+def test_the_unet_trains_into_a_stock_pipeline_that_generates(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = train_unet.build
+    monkeypatch.setattr(train_unet, "build", lambda: small(widths=(8, 16)))
+    train("cifar10-unet", data, tmp_path, compile=False, options={"steps": 2, "batch_size": 10})
+    assert (tmp_path / "grid.png").stat().st_size > 1000
+    pipeline = load(str(tmp_path / "pipeline"))
+    assert type(pipeline).__name__ == "DDPMPipeline"
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 32, 32, 3)
+
+
+def test_resume_without_a_checkpoint_starts_from_the_bundled_weights(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = train_features.ConvClassifier()
+    monkeypatch.setattr("vis_accel.zoo.load", lambda name: shipped)
+    told: list[str] = []
+    options = {"steps": 1, "batch_size": 10, "learning_rate": 1e-9, "weight_decay": 0.0}
+    train("cifar10-features", data, tmp_path, compile=False, options=options, resume=True, report=told.append)
+    assert any("starting from the weights of the bundled cifar10-features" in line for line in told)
+    kept = load_file(tmp_path / "model.safetensors")
+    assert torch.allclose(kept["head.weight"].float(), shipped.head.weight, atol=1e-2)
+    with pytest.raises(UsageError, match="nothing to resume"):
+        train("cifar10-features", data, tmp_path, compile=False, options=options, resume=True)
 
 
 def test_autoencoder_then_dit_train_into_a_pipeline_that_generates(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vis_accel.zoo import load
-
     small = train_dit.build
     monkeypatch.setattr(train_dit, "build", lambda: small(width=64, depth=1))
     options = {"steps": 2, "batch_size": 10}

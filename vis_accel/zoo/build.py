@@ -69,15 +69,18 @@ def pipeline(place: Path, *, allow_pickle: bool, dtype: torch.dtype, device: tor
 
 
 def classifier(place: Path, card: bundled.ModelCard, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The package's own network: `ConvClassifier` with the card's configuration and model.safetensors."""
+    """The package's own network, by the card's kind and configuration, with model.safetensors."""
     from safetensors.torch import load_file
 
     from vis_accel.zoo.feature_net import ConvClassifier
+    from vis_accel.zoo.vit import build_vit
+
+    make: Any = ConvClassifier if card.kind == "features" else build_vit
 
     files = check.weight_files(place, "model")
     headers = check.read_headers(files)
     size = sum(file.stat().st_size for file in files)
-    network = check.build_empty(lambda: ConvClassifier(**card.config), size, len(headers), place / bundled.CARD)
+    network = check.build_empty(lambda: make(**card.config), size, len(headers), place / bundled.CARD)
     check.compare(network, headers)
     want = network.state_dict()
     stored = {name: tensor for file in files for name, tensor in load_file(file).items()}

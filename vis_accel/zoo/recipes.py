@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vis_accel.errors import UnknownNameError, UsageError
 from vis_accel.training import Task, TrainingConfig, TrainingResult
 
+if TYPE_CHECKING:
+    from torch import nn
+
 __all__ = ["RECIPES", "train"]
 
-RECIPES = ("cifar10-autoencoder", "cifar10-dit", "cifar10-features")
+RECIPES = ("cifar10-autoencoder", "cifar10-dit", "cifar10-features", "cifar10-unet", "cifar10-vit")
 
 
 def train(
@@ -35,7 +38,8 @@ def train(
         output: folder for checkpoint, curve, grid and the exported model.
         autoencoder: for cifar10-dit: a trained vae folder; None: the bundled one.
         options: fields of `TrainingConfig` to change.
-        resume: go on from the checkpoint in `output`.
+        resume: go on from the checkpoint in `output`, or, if there is none, from the weights that come with the package (their average;
+            optimiser, step count and learning rate begin anew).
         threads: on the CPU.
         compile: whether the step is compiled, where the recipe says so.
         report: receives progress.
@@ -62,6 +66,9 @@ def train(
         if resume and (folder / training.HISTORY).exists():
             report(f"{folder} is finished")
             continue
+        if resume and not (folder / training.CHECKPOINT).exists():
+            _start_from_bundle(name, task.model)
+            report(f"there is no checkpoint in {folder}: starting from the weights of the bundled {name}")
         result = training.train(task, config, output=folder, resume=resume, report=report)
     if result is None:
         raise UsageError(f"{name} in {output} is finished: there is nothing to resume.", hint="give another --output to train again")
@@ -70,20 +77,33 @@ def train(
 
 def _stages(name: str, data: Path, output: Path, autoencoder: Path | None) -> Iterator[tuple[Task, TrainingConfig, Path]]:
     """The stages of a recipe, each made when the one before it has been trained."""
-    from vis_accel.zoo import train_autoencoder, train_dit, train_features
+    from vis_accel.zoo import train_autoencoder, train_dit, train_features, train_unet, train_vit
     from vis_accel.zoo.cifar10 import load_split
 
     images = load_split(data, "train")
     if name == "cifar10-features":
-        test = load_split(data, "test")
-        yield train_features.FeaturesTask(images, test), train_features.default_config(), output
-        start = output / "model.safetensors"
-        yield train_features.FeaturesTask(images, test, start), train_features.refine_config(), output / "refine"
+        yield train_features.FeaturesTask(images, load_split(data, "test")), train_features.default_config(), output
     elif name == "cifar10-autoencoder":
         yield train_autoencoder.AutoencoderTask(images, load_split(data, "test")), train_autoencoder.default_config(), output
+    elif name == "cifar10-unet":
+        yield train_unet.UNetTask(images, load_split(data, "calibration")), train_unet.default_config(), output
+    elif name == "cifar10-vit":
+        from vis_accel.zoo import load
+
+        yield train_vit.ViTTask(images, load_split(data, "test"), load("cifar10-features")), train_vit.default_config(), output
     else:
         task = train_dit.DiTTask(_autoencoder(autoencoder), images, load_split(data, "calibration"))
         yield task, train_dit.default_config(), output
+
+
+def _start_from_bundle(name: str, model: nn.Module) -> None:
+    """Gives `model` the shipped weights of what the recipe `name` trains."""
+    from vis_accel.zoo import load
+
+    parts = {"cifar10-autoencoder": ("cifar10-dit", "vae"), "cifar10-dit": ("cifar10-dit", "transformer"), "cifar10-unet": (name, "unet")}
+    bundle, part = parts.get(name, (name, None))
+    shipped = load(bundle)
+    model.load_state_dict((getattr(shipped, part) if part else shipped).state_dict())
 
 
 def _autoencoder(folder: Path | None) -> Any:

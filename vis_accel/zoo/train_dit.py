@@ -120,27 +120,12 @@ class DiTTask:
         """Writes the whole pipeline as a diffusers folder in bfloat16, and a 10 x 10 grid of samples at fixed seeds."""
         from diffusers import DiTPipeline
 
+        from vis_accel.generation import Job
+        from vis_accel.zoo.export import save_grid, save_pipeline
+
         names = dict(enumerate(CLASSES))
         pipeline: Any = DiTPipeline(transformer=model, vae=self.autoencoder, scheduler=scheduler(), id2label=names)
         pipeline.register_to_config(id2label=names)  # its constructor does not, and the names would be lost with the folder
-        grid(pipeline, folder / "grid.png")
-        pipeline.to(torch.bfloat16)
-        pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
-        pipeline.to(torch.float32)
-
-
-def grid(pipeline: Any, path: Path, *, guidance_scale: float = 2.0, steps: int = 50, scale: int = 2) -> None:
-    """Draws ten images of each class, a class a row, from seeds 0..99."""
-    from PIL import Image
-
-    pipeline.set_progress_bar_config(disable=True)
-    labels = [label for label in range(10) for _ in range(10)]
-    images = pipeline(
-        class_labels=labels, guidance_scale=guidance_scale, num_inference_steps=steps,
-        generator=[torch.Generator().manual_seed(seed) for seed in range(100)],
-    ).images  # fmt: skip
-    sheet = Image.new("RGB", (330, 330), "white")
-    for index, image in enumerate(images):
-        sheet.paste(image, (33 * (index % 10), 33 * (index // 10)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.resize((330 * scale, 330 * scale), Image.Resampling.NEAREST).save(path)
+        by_row = tuple(label for label in range(10) for _ in range(10))
+        save_grid(pipeline, folder / "grid.png", Job(class_labels=by_row, guidance_scale=2.0, steps=50))
+        save_pipeline(pipeline, folder / "pipeline")

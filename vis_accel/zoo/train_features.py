@@ -1,14 +1,12 @@
-"""Recipe `cifar10-features`: the classifier behind the offline FID, trained from scratch in two stages.
+"""Recipe `cifar10-features`: the classifier behind the offline FID, trained from scratch.
 
-first     15 epochs of one-cycle SGD with crops, flips, cutout and label smoothing
-refine    5 epochs more from the first stage's average, a warm restart at half the rate (Loshchilov & Hutter 2017, arXiv:1608.03983)
-          without cutout and smoothing: a network of one million weights fits too little, not too much, in so few epochs
+Optimiser  Muon (Jordan et al. 2024): momentum whose matrices are orthogonalised by five Newton-Schulz iterations; AdamW for the vectors.
+Examples   crops, flips and a cutout of 8 pixels, labels smoothed by 0.2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,23 @@ from torch.nn import functional
 
 from vis_accel.training import TrainingConfig
 from vis_accel.zoo.cifar10 import Images
-from vis_accel.zoo.feature_net import ConvClassifier
+from vis_accel.zoo.feature_net import ConvClassifier, whitening_filters
 
-__all__ = ["FeaturesTask", "default_config", "refine_config"]
+__all__ = ["FeaturesTask", "augment", "default_config"]
 
 _PAD, _CUTOUT = 4, 8  # pixels
+_BATCH = 500
+_SMOOTHING = 0.2
+_WHITENED_WITH = 5_000  # images
 
 
-def default_config(epochs: int = 15) -> TrainingConfig:
-    """One-cycle SGD, about 25 minutes on 2 cores."""
+def default_config(epochs: int = 24) -> TrainingConfig:
+    """About an hour on one core."""
+    per_epoch = 45_000 // _BATCH
     return TrainingConfig(
-        steps=epochs * (45_000 // 256), batch_size=256, learning_rate=0.2, optimizer="sgd", weight_decay=5e-4, warmup=0.2, decay=0.8,
-        ema_decay=0.998, clip=None, channels_last=True, compile=False, evaluate_every=3 * (45_000 // 256),
+        steps=epochs * per_epoch, batch_size=_BATCH, learning_rate=6e-3, optimizer="muon", weight_decay=0.05, warmup=0.1, decay=0.9,
+        ema_decay=0.99, clip=None, channels_last=True, compile=False, evaluate_every=3 * per_epoch,
     )  # fmt: skip
-
-
-def refine_config(epochs: int = 5) -> TrainingConfig:
-    """The second stage, a third as long."""
-    return replace(default_config(epochs), learning_rate=0.1, warmup=0.05, decay=0.95, seed=1)
 
 
 class FeaturesTask:
@@ -43,29 +40,25 @@ class FeaturesTask:
 
     Args:
         train, test: the images.
-        start: weights of the first stage; None: from scratch, with cutout and label smoothing.
     """
 
     name = "cifar10-features"
 
-    def __init__(self, train: Images, test: Images, start: Path | None = None) -> None:
-        from safetensors.torch import load_file
-
+    def __init__(self, train: Images, test: Images) -> None:
         torch.manual_seed(0)
         self.model = ConvClassifier()
-        self.refine = start is not None
-        if start is not None:
-            self.model.load_state_dict(load_file(start))  # copies into float32
+        some = train.pixels[torch.randperm(len(train))[:_WHITENED_WITH]].float() / 255
+        self.model.filters.copy_(whitening_filters((some - self.model.mean) / self.model.std))
         self.train, self.test = train, test
         self.examples = len(train)
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        images = augment(self.train.pixels[indices].float() / 255, generator, cutout=0 if self.refine else _CUTOUT)
+        images = augment(self.train.pixels[indices].float() / 255, generator, cutout=_CUTOUT)
         return images.contiguous(memory_format=torch.channels_last), self.train.labels[indices]
 
     def loss(self, model: Callable[..., Any], /, *batch: Any) -> Tensor:
         images, labels = batch
-        return functional.cross_entropy(model(images).float(), labels, label_smoothing=0.0 if self.refine else 0.1)
+        return functional.cross_entropy(model(images).float(), labels, label_smoothing=_SMOOTHING)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
