@@ -28,6 +28,10 @@ SOLVERS = (
     "dpm(order=2, prediction='noise')",
     "unipc",
     "unipc(order=3, lower_order_final=False)",
+    "ipndm",
+    "deis",
+    "singlestep(order=3)",
+    "dpm-sde(order=3)",
 )
 BATCH = (0, 1)
 

