@@ -94,7 +94,7 @@ def dit(run: Path | None, data: Path, guidance: float | None, samples: int, swee
     scale = _yardstick("cifar10-dit")
     found = _earlier("bundle-dit", ("guidance", "spacing", "scanned with"))
     if guidance is None:
-        found = {"scanned with": scale.net.sha256, "guidance": [], "spacing": []}
+        found = {"scanned with": describe("cifar10-features").files["model.safetensors"], "guidance": [], "spacing": []}
         for tried in (1.5, 2.0, 3.0, 4.0, 5.0, 6.5):
             job = Job(**card["job"] | {"guidance_scale": tried})
             found["guidance"].append({"guidance_scale": tried} | _scores(scale, "cifar10-dit", job, sweep, "dpm(steps=12)"))

@@ -16,6 +16,7 @@ from typing import Any
 
 from vis_accel.files import write_atomic
 from vis_accel.record import Card, Quantity, Record, undominated
+from vis_accel.zoo import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "samplers/README.md", "eval/README.md", "docs/diffusion.md")
@@ -64,18 +65,48 @@ def bundle() -> str:
     """What was found when the models were bundled."""
     features, dit = _json("eval/results/bundle-features.json"), _json("eval/results/bundle-dit.json")
     floors = ", ".join(f"{value:.3g} at n = {n}" for n, value in features["floor"].items())
+    trip = dit["round trip"]
     lines = [
         f"`cifar10-features` is right on {features['top1']:.2%} of the 10,000 test images. Floor (held-out real images): {floors}.",
-        f"`cifar10-dit` was trained on {_images(dit):,} images; its guidance and spacing were chosen by these runs:",
+        f"The autoencoder of `cifar10-dit` alone: {trip['psnr']:.1f} dB and FID {trip['fid']:.3g} on the {trip['n']:,} test images. "
+        f"Guidance and spacing were chosen by the runs of n = {dit['guidance'][0]['n']}{_scan(dit)}.",
         "| what | n | FID[cifar10-features] | class agreement | precision | recall |\n|---|---|---|---|---|---|",
     ]
     rows = [(f"guidance {row['guidance_scale']:g}, {row['recipe']}", row) for row in dit["guidance"]]
     rows += [(f"{row['spacing']} spacing, DDIM 50 steps", row) for row in dit["spacing"]]
-    rows += [(name, row | {"interval": row["fid"]}) for name, row in dit.items() if name.startswith("stock")]
+    pinned = describe("cifar10-dit").job["guidance_scale"]
+    scored = {name: row for name, row in dit.items() if isinstance(row, dict) and "class agreement" in row}
+    rows += [(f"guidance {pinned:g}, {name}", row) for name, row in scored.items()]
+    unet = _json("eval/results/bundle-unet.json") if (ROOT / "eval/results/bundle-unet.json").exists() else {}
+    rows += [(f"`cifar10-unet`, {name}", row) for name, row in unet.items() if isinstance(row, dict) and "fid" in row]
     for name, row in rows:
-        scores = " | ".join(f"{row[key]:.3f}" for key in ("class agreement", "precision", "recall"))
+        scores = " | ".join(f"{row[key]:.3f}" if key in row else "-" for key in ("class agreement", "precision", "recall"))
         lines[-1] += f"\n| {name} | {row['n']} | {row['interval']} | {scores} |"
+    if (ROOT / "eval/results/bundle-vit.json").exists():
+        vit = _json("eval/results/bundle-vit.json")
+        lines.append(
+            f"`cifar10-vit` is right on {vit['top1']:.2%} of the 10,000 test images, with {vit['parameters'] / 1e6:.2f} M parameters."
+        )
     return "\n\n".join(lines)
+
+
+def _scan(dit: dict[str, Any]) -> str:
+    now = json.loads((ROOT / "vis_accel/zoo/models/cifar10-features/card.json").read_text())["files"]["model.safetensors"]
+    return "" if dit.get("scanned with") == now else ", which an earlier version of the feature network scored"
+
+
+def second_opinion() -> str:
+    """Two feature networks, one ranking?"""
+    path = ROOT / "eval/results/second-opinion.json"
+    if not path.exists():
+        return "Not measured yet."
+    found = json.loads(path.read_text())
+    nets = found["networks"]
+    head = " | ".join(f"FID[{name}], top-1 {judged['top1']:.1%}" for name, judged in nets.items())
+    samplers = next(iter(nets.values()))["samplers"]
+    rows = "\n".join(f"| `{name}` | {' | '.join(judged['samplers'][name]['interval'] for judged in nets.values())} |" for name in samplers)
+    lead = f"n = {found['n']}; Kendall's tau of the two rankings: {found['kendall tau']:.2f}. By `python eval/second_opinion.py`."
+    return f"{lead}\n\n| sampler | {head} |\n|---|{'---|' * len(nets)}\n{rows}"
 
 
 def picture() -> str:
@@ -85,6 +116,7 @@ def picture() -> str:
 
 FIGURES: dict[str, Callable[[], str]] = {
     "bench": bench_table, "samplers": sampler_table, "overhead": overhead, "bundle": bundle, "picture": picture,
+    "second-opinion": second_opinion,
 }  # fmt: skip
 
 
@@ -114,11 +146,6 @@ def _short(quantity: Quantity | None) -> str:
 def _count(row: Record, name: str) -> str:
     value = row.counters.get(name)
     return "-" if value is None else f"{value:g}"
-
-
-def _images(dit: dict[str, Any]) -> int:
-    config = dit["training"]["config"]
-    return int(config["steps"] * config["batch_size"])
 
 
 def _json(path: str) -> dict[str, Any]:

@@ -197,7 +197,9 @@ def _run(pipeline: Any, solver: Solver, job: Job, indices: range, batch: int, to
         described.install_scheduler(handle, SolverScheduler(recorder, described.noise, pipeline.scheduler, pipeline))
     with handle, torch.no_grad():
         for start in range(indices.start, indices.stop, batch):
-            generate(pipeline, job, range(start, min(start + batch, indices.stop)))
+            chosen = range(start, min(start + batch, indices.stop))
+            generate(pipeline, job, chosen)
+            recorder.paths[-1] = recorder.paths[-1].first(len(chosen))  # some guided pipelines step both halves, which are the same
             if told is not None:
                 told(f"teacher: {min(start + batch, indices.stop) - indices.start} of {len(indices)} images")
     return stacked(recorder.paths)

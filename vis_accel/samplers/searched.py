@@ -54,6 +54,10 @@ class Trajectory:
         if len(self.points) != len(self.sigmas) or len(self.denoised) != len(self.sigmas) - 1:
             raise UsageError(f"{len(self.sigmas)} knots need as many points and one D fewer; got {len(self.points)}, {len(self.denoised)}.")
 
+    def first(self, count: int) -> Trajectory:
+        """That of the first `count` images."""
+        return Trajectory(self.sigmas, tuple(x[:count] for x in self.points), tuple(d[:count] for d in self.denoised))
+
 
 @dataclass(frozen=True)
 class StepErrors:
