@@ -45,7 +45,7 @@ DATA = (
     "45,000 training images, 5,000 set aside as calibration"
 )
 load_split = cache(read_split)
-LARGE = 10_000  # images of the scores in a card
+LARGE = 10_000  # images of the scores in the card of cifar10-dit
 SCORED_WITH = "dpm(steps=10)"  # for the large samples: 10,000 images at the stock number of calls would take hours
 
 
@@ -113,7 +113,7 @@ def dit(run: Path | None, data: Path, guidance: float | None, samples: int, swee
     jobs = {base.label: asdict(base.job) for base in gallery.stage.baselines}
     save_features(place / "baselines.safetensors", kept, scale.net, {"model": describe("cifar10-dit").sha256, "jobs": jobs})
     card["baseline_features"] = samples
-    large = _large(scale, gallery, place)
+    large = _large(scale, gallery, place, LARGE)
     found |= {SCORED_WITH: large, "floor": scale.floor(samples), "round trip": _round_trip(scale, load_split(data, "test"))}
     card["scores"] = _named(large, scale, SCORED_WITH) | _named(found[gallery.stage.baselines[0].label], scale, "stock DDIM, 50 steps")
     trip = found["round trip"]
@@ -125,21 +125,18 @@ def dit(run: Path | None, data: Path, guidance: float | None, samples: int, swee
     _result("bundle-dit", found)
 
 
-def unet(run: Path | None) -> None:
+def unet(run: Path | None, samples: int) -> None:
     """Installs the pixel pipeline and scores it."""
     place = FOLDER / "cifar10-unet"
     card = _card("cifar10-unet", "pipeline", "unconditional diffusion in pixels at 32 x 32: a stock DDPMPipeline")
-    card |= {"sampler": "dpm(steps=20)", "job": {"seed": 0, "steps": 100}}
+    card |= {"sampler": SCORED_WITH, "job": {"seed": 0, "steps": 100}}  # steps: of the stock row in a benchmark, instead of 1000
     if run is not None:
         _install_pipeline(run, place, card)
     scale = _yardstick("cifar10-unet")
-    gallery = Gallery("cifar10-unet", (SCORED_WITH, "dpm(steps=20)"), Job(**card["job"]))
-    large = _large(scale, gallery, place)
-    finer = gallery.stage.candidates[1]
-    fine = _quality(scale, extract(scale.net, gallery.images(finer, 2500).split(500)), finer.job)
-    card["scores"] = _named(large, scale, SCORED_WITH) | _named(fine, scale, "dpm(steps=20)")
+    large = _large(scale, Gallery("cifar10-unet", (SCORED_WITH,), Job(**card["job"])), place, samples)
+    card["scores"] = _named(large, scale, SCORED_WITH)
     _write(place, card)
-    _result("bundle-unet", {SCORED_WITH: large, "dpm(steps=20)": fine})
+    _result("bundle-unet", {SCORED_WITH: large})
 
 
 def cards() -> None:
@@ -168,10 +165,10 @@ def pinned_guidance(rows: list[dict[str, Any]]) -> float:
     return float(min((row for row in rows if row["recall"] >= 0.85 * most), key=lambda row: row["fid"])["guidance_scale"])
 
 
-def _large(scale: Yardstick, gallery: Gallery, place: Path) -> dict[str, Any]:
-    """Scores of 10,000 images, and the grid: a class a row where there are classes."""
+def _large(scale: Yardstick, gallery: Gallery, place: Path, samples: int) -> dict[str, Any]:
+    """Scores of that many images, and the grid: a class a row where there are classes."""
     contender = gallery.stage.candidates[0]
-    images = gallery.images(contender, LARGE)
+    images = gallery.images(contender, samples)
     classes = len(contender.job.class_labels) or 1
     order = [row + classes * column for row in range(classes) for column in range(100 // classes)]
     contact_sheet(images[order], place / "grid.png", columns=10)
@@ -300,7 +297,7 @@ def main(given: argparse.Namespace) -> None:
     if given.what == "dit":
         dit(given.run, given.data, given.guidance, given.samples, given.sweep)
     elif given.what == "unet":
-        unet(given.run)
+        unet(given.run, given.samples)
     else:
         {"features": features, "vit": vit}[given.what](given.run, given.data)
     if given.run is not None:
@@ -319,6 +316,9 @@ if __name__ == "__main__":
     parser.add_argument("--run", type=Path, help="the training's output folder; default: measure what is installed")
     parser.add_argument("--data", type=Path, help="folder with train/ and test/")
     parser.add_argument("--guidance", type=float, help="for dit: skip the search")
-    parser.add_argument("--samples", type=int, default=5000, help="for dit: images of each baseline")
+    parser.add_argument("--samples", type=int, default=5000, help="for dit: of each baseline; for unet: all")
     parser.add_argument("--sweep", type=int, default=1300, help="for dit: images per point of the search")
-    main(parser.parse_args())
+    arguments = parser.parse_args()
+    if arguments.what != "cards" and arguments.data is None:
+        parser.error("--data DIR is needed: the folder with train/ and test/")
+    main(arguments)

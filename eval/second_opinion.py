@@ -1,9 +1,9 @@
-"""Do two feature networks that share nothing but the data rank five samplers alike?
+"""Do two feature networks, of different architectures and trained by different optimisers, rank five samplers alike?
 
     python eval/second_opinion.py --data DIR
 
-The samplers make the same 2,500 seeds on cifar10-dit at six calls each (Heun at three steps of two). Both networks score the images against
-the same 45,000 training images; Kendall's tau of the two rankings goes to eval/results/second-opinion.json. See second_net.py.
+The samplers make the same 2,500 seeds on cifar10-dit at six calls each (Heun: three steps, five calls). Both networks score the images
+against the same 45,000 training images; Kendall's tau of the two rankings goes to eval/results/second-opinion.json. See second_net.py.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from torchmetrics.functional.regression import kendall_rank_corrcoef
 
 from vis_accel.eval.features import FeatureNet, extract
 from vis_accel.eval.fid import Statistics, fid_with_interval
+from vis_accel.eval.reference import load_reference
 from vis_accel.files import write_atomic
 from vis_accel.machine import commit, machine, versions
+from vis_accel.zoo.bundled import folder
 from vis_accel.zoo.cifar10 import load_split
 from vis_accel.zoo.measured import feature_net
 
-SAMPLERS = ("ddim(steps=6)", "euler(steps=6)", "dpm(steps=6)", "unipc(steps=6)", "heun(steps=3)")
+SAMPLERS = ("ddim(steps=6)", "ipndm(steps=6)", "dpm(steps=6)", "unipc(steps=6)", "heun(steps=3)")
 SAMPLES = 2500
 
 
@@ -35,8 +37,10 @@ def main(data: Path) -> None:
     images = {str(one.recipe): gallery.images(one, SAMPLES) for one in gallery.stage.candidates}
     train, test = load_split(data, "train"), load_split(data, "test")
     found: dict[str, Any] = {"model": gallery.place.name, "n": SAMPLES, "networks": {}}
-    for net in (feature_net(), second_net()):
-        found["networks"][net.name] = _judge(net, images, train.pixels, test)
+    first_net, other = feature_net(), second_net()
+    shipped = load_reference(folder(first_net.name) / "reference.safetensors", first_net).statistics  # of the same training images
+    for net, real in ((first_net, shipped), (other, Statistics.of(extract(other, train.pixels.split(500))))):
+        found["networks"][net.name] = _judge(net, images, real, test)
     first, second = (torch.tensor([row["fid"] for row in judged["samplers"].values()]) for judged in found["networks"].values())
     found["kendall tau"] = float(kendall_rank_corrcoef(first, second))
     found |= {"machine": machine(), "versions": versions(), "commit": commit()}
@@ -44,8 +48,7 @@ def main(data: Path) -> None:
     print(json.dumps({name: judged["samplers"] for name, judged in found["networks"].items()}, indent=1), found["kendall tau"])
 
 
-def _judge(net: FeatureNet, images: dict[str, torch.Tensor], train: torch.Tensor, test: Any) -> dict[str, Any]:
-    real = Statistics.of(extract(net, train.split(500)))
+def _judge(net: FeatureNet, images: dict[str, torch.Tensor], real: Statistics, test: Any) -> dict[str, Any]:
     classifier: Any = net.net
     with torch.no_grad():
         right = sum(

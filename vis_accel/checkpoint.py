@@ -54,7 +54,9 @@ class Checkpoint:
         self.tensors = tensors
 
     def restore(self, networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
-        """Puts everything back, in place."""
+        """Puts everything back, each tensor laid out in memory as its parameter is."""
+        import torch
+
         for prefix, network in networks.items():
             network.load_state_dict({name: self.tensors[f"{prefix}.{name}"] for name in network.state_dict()})
         state: dict[int, dict[str, Tensor]] = {}
@@ -62,4 +64,9 @@ class Checkpoint:
             if name.startswith("optimizer."):
                 _, index, key = name.split(".", 2)
                 state.setdefault(int(index), {})[key] = tensor
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for index, values in state.items():
+            for key, value in values.items():
+                if value.shape == parameters[index].shape and value.ndim:  # as the parameter lies in memory: fused kernels look no further
+                    values[key] = torch.empty_like(parameters[index], dtype=value.dtype, device="cpu").copy_(value)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -76,8 +76,9 @@ def list_methods(format: Formatted = Format.auto) -> None:
     if format is Format.json:
         typer.echo(json.dumps({name: asdict(entry) for name, entry in table.items()}, indent=1))
         return
+    width = max(map(len, table))
     for name, entry in table.items():
-        typer.echo(name if format is Format.quiet else f"{name:10} {entry.family:10} {entry.summary}  [{entry.paper}]")
+        typer.echo(name if format is Format.quiet else f"{name:{width}} {entry.family:10} {entry.summary}  [{entry.paper}]")
 
 
 @app.command()
@@ -244,7 +245,7 @@ def main(arguments: list[str] | None = None) -> None:
         typer.echo(f"error: {type(error).__name__}: {error}\n\nhint: vis-accel --debug ... shows where", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        typer.echo("interrupted; finished rows are kept", err=True)
+        typer.echo("interrupted; what was written before is kept", err=True)
         sys.exit(130)
 
 

@@ -28,7 +28,7 @@ def run(
     format: str,
 ) -> None:
     """Searches, reports progress on stderr, prints the recipe on stdout."""
-    from vis_accel.search import search
+    from vis_accel.schedule_search import search
 
     quiet = format in ("json", "quiet")
     found = search(

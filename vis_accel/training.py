@@ -255,7 +255,7 @@ class _Run:
         scores = {name: value for name, value in (self.history[-1] if self.history else {}).items() if name not in known}
         result = TrainingResult(scores, self.config.steps * self.config.batch_size, seconds, self.history)
         if self.accelerator.is_main_process:
-            self.task.export(self.ema.module.eval(), self.output)
+            self.task.export(self.ema.module.eval().cpu(), self.output)  # tasks keep their data, and write, on the CPU
             facts = {"config": asdict(self.config), "seconds": seconds, "processes": self.accelerator.num_processes}
             facts |= {"machine": machine(), "versions": versions(), "history": self.history}
             write_atomic(self.output / HISTORY, json.dumps(facts, indent=1))

@@ -11,8 +11,10 @@ import torch
 from vis_accel import accelerate, load
 from vis_accel.cli import main
 from vis_accel.errors import NotApplicableError, UnknownNameError, UsageError
+from vis_accel.generation import Job
 from vis_accel.recipe import Recipe
-from vis_accel.search import search
+from vis_accel.samplers.heun import Heun
+from vis_accel.schedule_search import _run, search
 
 pytestmark = pytest.mark.usefixtures("standin")
 SMALL = {"images": 8, "trial": 4, "grid": 8, "moves": 6, "batch": 3}
@@ -34,7 +36,26 @@ def test_the_recipe_is_the_best_of_what_was_tried_and_runs() -> None:
     assert bool(image.isfinite().all())
 
 
-def test_a_search_gives_the_same_twice_and_leaves_the_pipeline_alone() -> None:
+def test_the_teachers_path_is_that_of_heun_knot_by_knot_and_has_a_row_an_image() -> None:
+    """Found by a review: the points of the predictor were kept, which are of first order only."""
+    pipeline = load("cifar10-dit")
+    pipeline.set_progress_bar_config(disable=True)
+    before = dict(vars(pipeline))
+    job = Job(class_labels=(0, 1, 2), guidance_scale=2.0)
+    path = _run(pipeline, Heun(steps=4, schedule="karras"), job, range(5), 3)
+    assert vars(pipeline) == before
+    assert {len(x) for x in (*path.points, *path.denoised)} == {5}
+    for k in (1, 2, 3):  # D of a knot and the point of the one before give the predictor; the corrector needs D there, so check the end
+        s, t = path.sigmas[k - 1], path.sigmas[k]
+        first = (path.points[k - 1] - path.denoised[k - 1]) / s
+        predicted = path.denoised[k - 1] + t * first
+        assert not torch.allclose(path.points[k], predicted, atol=1e-4)
+    s, last = path.sigmas[-2], path.denoised[-1]
+    assert s > 0
+    assert torch.allclose(path.points[-1], last, atol=1e-5)  # the step to 0 is D at the corrected point
+
+
+def test_a_search_gives_the_same_twice() -> None:
     assert search("cifar10-dit", "ddim", 3, **SMALL) == search("cifar10-dit", "ddim", 3, **SMALL)
 
 
@@ -43,7 +64,7 @@ def test_the_command_prints_the_recipe_alone_on_stdout(
 ) -> None:
     from functools import partial
 
-    import vis_accel.search as module
+    import vis_accel.schedule_search as module
 
     monkeypatch.setattr(module, "search", partial(search, trial=4, grid=8, moves=4))
     with pytest.raises(SystemExit) as stop:
@@ -64,6 +85,7 @@ def test_the_command_prints_the_recipe_alone_on_stdout(
         ("dpm", 1, UsageError, "at least 2"),
         ("dpm", 8, UsageError, "below the teacher's 8 steps"),
         ("heun", 3, NotApplicableError, "between the knots"),
+        ("ddpm", 3, NotApplicableError, "fresh noise"),
         ("dpn", 3, UnknownNameError, "dpn"),
     ],
 )

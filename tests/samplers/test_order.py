@@ -202,3 +202,24 @@ def test_the_drift_of_the_stochastic_solver_is_exact_for_polynomials(order: int,
     solver = create("dpm-sde", order=order, lower_order_final=False)
     got = sample(denoise, solver, at, KNOTS[2:], history=past, noise=torch.zeros_like)
     assert float(got) == pytest.approx(exact, abs=1e-13)
+
+
+def test_the_midpoint_drift_of_the_stochastic_solver_misses_linear_functions_by_third_order_only() -> None:
+    nodes, gauss = np.polynomial.legendre.leggauss(40)
+    solver = create("dpm-sde", order=2, lower_order_final=False)
+
+    def miss(h: float) -> float:
+        knots = (math.exp(1.3 * h), 1.0, math.exp(-h))
+
+        def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+            return torch.full_like(x, polynomial(1, sigma))
+
+        lambdas = h / 2 * nodes + h / 2
+        exact = math.exp(-2 * h) * 0.3 + h / 2 * sum(
+            w * 2 * polynomial(1, math.exp(-u)) * math.exp(-2 * (h - u)) for w, u in zip(gauss, lambdas, strict=True)
+        )
+        at = torch.tensor([0.3], dtype=torch.float64)
+        past = [(knots[0], at, denoise(at, knots[0]))]
+        return abs(float(sample(denoise, solver, at, knots[1:], history=past, noise=torch.zeros_like)) - exact)
+
+    assert math.log2(miss(0.02) / miss(0.01)) == pytest.approx(3, abs=0.1)

@@ -10,7 +10,7 @@ import torch
 
 from vis_accel.errors import NotApplicableError, UsageError
 from vis_accel.samplers import Solver, create, sample
-from vis_accel.samplers.searched import StepErrors, Trajectory, best_path, knots_of, path_cost, refine, stacked, step_errors
+from vis_accel.samplers.searched import Trajectory, best_path, knots_of, path_cost, refine, stacked, step_errors
 
 
 def exact_path(mixture: Any, steps: int) -> Trajectory:
@@ -90,6 +90,9 @@ def test_refinement_finds_the_minimum_and_keeps_ends_and_order(path: Trajectory)
 
 
 def test_printed_knots_are_the_knots(path: Trajectory) -> None:
+    uneven = (20.00000049, *path.sigmas[1:])  # the first knot rounds down, never above what the model knows
+    assert knots_of((0, 3, 9), uneven)[0] == 20.0
+    assert knots_of((0, 3, 9), (19.99999951, *path.sigmas[1:]))[0] <= 19.99999951
     knots = knots_of((0, 3, 5, 9), path.sigmas)
     assert knots == tuple(float(f"{s:.6g}") for s in knots)
     assert create("dpm", schedule=knots) == create("dpm", schedule=tuple(float(str(s)) for s in knots))
@@ -107,6 +110,9 @@ def test_what_cannot_be_searched_is_refused(path: Trajectory) -> None:
     for name in ("heun", "singlestep"):
         with pytest.raises(NotApplicableError, match="between the knots"):
             step_errors(create(name), path)
+    for noisy in (create("ddpm"), create("dpm-sde"), create("euler-ancestral"), create("ddim", eta=0.5)):
+        with pytest.raises(NotApplicableError, match="fresh noise"):
+            step_errors(noisy, path)
     for calls in (0, 10):
         with pytest.raises(UsageError, match=r"1 \.\. 9"):
             best_path(step_errors(create("ddim"), path), calls)
@@ -114,4 +120,3 @@ def test_what_cannot_be_searched_is_refused(path: Trajectory) -> None:
         Trajectory(path.sigmas, path.points[1:], path.denoised)
     with pytest.raises(UsageError, match="told apart"):
         knots_of((0, 1, 2), (1.0, 0.9999999999, 0.0))
-    assert isinstance(step_errors(create("ddim"), path), StepErrors)

@@ -49,12 +49,12 @@ def no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(owner, name, bomb)
 
 
-@pytest.mark.usefixtures("no_network", "no_pickle", "models")
-def test_everything_good_loads_without_network_or_pickle(model: Path) -> None:
+@pytest.mark.usefixtures("no_network", "no_pickle")
+def test_everything_good_loads_without_network_or_pickle(model: Path, models: Path) -> None:
     assert same(load(model).transformer, model / "transformer")
     assert type(load("cifar10-dit")).__name__ == "DiTPipeline"
     assert load("cifar10-features")(torch.rand(2, 3, 32, 32)).shape == (2, 10)
-    assert load("cifar10-vit")(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert load(models / "cifar10-vit")(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     assert load("timm/test_vit", random_weights=True)(torch.rand(1, 3, 160, 160)).shape[0] == 1
 
 
@@ -90,11 +90,11 @@ def test_the_bundled_classifier_is_the_saved_one(models: Path) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
-def test_the_bundled_transformer_is_a_stock_timm_model_that_says_how_to_normalise(models: Path) -> None:
+def test_a_sealed_transformer_is_a_stock_timm_model_that_says_how_to_normalise(models: Path) -> None:
     from timm.data import resolve_model_data_config
     from timm.models.vision_transformer import VisionTransformer
 
-    network = load("cifar10-vit")
+    network = load(models / "cifar10-vit")
     assert type(network) is VisionTransformer
     assert same(network, models / "cifar10-vit")
     assert network.patch_embed.num_patches == 64

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from vis_accel.errors import NotApplicableError, UsageError
 from vis_accel.samplers import schedules
-from vis_accel.samplers.driver import plan
+from vis_accel.samplers.driver import plan, sample
 from vis_accel.samplers.solver import Evaluation, Solver
 
-__all__ = ["StepErrors", "Trajectory", "best_path", "knots_of", "path_cost", "refine", "stacked", "step_errors"]
+__all__ = ["StepErrors", "Trajectory", "best_path", "check_searchable", "knots_of", "path_cost", "refine", "stacked", "step_errors"]
 
 Table = dict[tuple[int, int], float]
 Triples = dict[tuple[int, int, int], float]
@@ -80,14 +80,28 @@ def step_errors(solver: Solver, path: Trajectory) -> StepErrors:
     Raises:
         NotApplicableError: a solver that evaluates between the knots, or draws noise.
     """
+    check_searchable(solver)
     solver = _full_order(solver)
-    if len(plan(solver, path.sigmas)) != len(path.sigmas) - 1:
-        raise NotApplicableError(
-            f"{solver.name} evaluates between the knots, where the teacher's path has no points.", hint="search for dpm, unipc or ipndm"
-        )
     last = len(path.sigmas) - 1
     later = {(i, j, k): _error(solver, path, j, k, i) for i in range(last) for j in range(i + 1, last) for k in range(j + 1, last + 1)}
     return StepErrors({(0, k): _error(solver, path, 0, k, None) for k in range(1, last + 1)}, later, last)
+
+
+def check_searchable(solver: Solver) -> None:
+    """Refuses a solver that asks for more than one evaluation a step, or draws noise: its steps have no error a table could hold.
+
+    Raises:
+        NotApplicableError: for these.
+    """
+    hint = "search for dpm, unipc, ipndm or deis"
+
+    def refuse(like: Tensor) -> Tensor:
+        raise NotApplicableError(f"{solver.name} draws fresh noise, so its steps have no path to be near to.", hint=hint)
+
+    knots, zeros = (4.0, 2.0, 1.0, 0.0), torch.zeros(1, 1)
+    if len(plan(solver, knots)) != len(knots) - 1:
+        raise NotApplicableError(f"{solver.name} evaluates between the knots, where the teacher's path has no points.", hint=hint)
+    sample(lambda x, _: x, solver, zeros, knots, noise=refuse)
 
 
 def best_path(errors: StepErrors, calls: int, *, power: float = 1.0) -> tuple[int, ...]:

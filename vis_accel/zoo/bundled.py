@@ -2,7 +2,7 @@
 
     models/NAME/card.json     facts, and the sha256 of every other file of the folder
     models/NAME/...           a diffusers folder, or model.safetensors for a single network
-    models/NAME/README.md     the card for people, which eval/make_bundle.py writes from training.json and the results
+    models/NAME/README.md     the card for people, which eval/make_bundle.py writes from this card and training.json
 
 The hashes are checked at every load: safetensors has no checksum, so a flipped bit would load and only show as a worse score.
 `seal` writes them, once, when weights are committed.
@@ -39,7 +39,6 @@ class Bundled(NamedTuple):
 MODELS: dict[str, Bundled] = {
     "cifar10-dit": Bundled("pipeline", "class-conditional 32 x 32 images: a stock DiTPipeline, 16 tokens"),
     "cifar10-unet": Bundled("pipeline", "unconditional 32 x 32 images in pixels: a stock DDPMPipeline"),
-    "cifar10-vit": Bundled("classifier", "the ten classes of 32 x 32 images: a timm VisionTransformer, 65 tokens"),
     "cifar10-features": Bundled("features", "the classifier of 32 x 32 images whose features the offline FID uses"),
 }
 

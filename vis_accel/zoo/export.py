@@ -18,7 +18,7 @@ __all__ = ["contact_sheet", "save_grid", "save_module", "save_pipeline"]
 
 
 def save_module(module: nn.Module, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Writes the state of `module` to `path`, floating-point matrices in `dtype` and all vectors and statistics in float32."""
+    """Writes the state of `module` to `path`, everything of two dimensions or more in `dtype` and vectors in float32."""
     from safetensors.torch import save
 
     def half(tensor: Tensor) -> Tensor:
@@ -29,7 +29,10 @@ def save_module(module: nn.Module, path: Path, dtype: torch.dtype = torch.bfloat
 
 
 def save_pipeline(pipeline: Any, folder: Path) -> None:
-    """Writes a pipeline as a diffusers folder in bfloat16, without the paths its parts were loaded from; it stays in float32 itself."""
+    """Writes a pipeline as a diffusers folder in bfloat16, without the paths its parts were loaded from.
+
+    The pipeline is in float32 again afterwards, its weights rounded.
+    """
     pipeline.to(torch.bfloat16)
     pipeline.save_pretrained(folder, safe_serialization=True)
     pipeline.to(torch.float32)

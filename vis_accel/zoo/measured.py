@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vis_accel.errors import DataError, UsageError
+from vis_accel.errors import DataError
 from vis_accel.eval.features import FeatureNet
 from vis_accel.eval.reference import load_reference
 from vis_accel.eval.yardstick import Yardstick
@@ -175,5 +175,5 @@ def load_features(path: Path, net: FeatureNet) -> tuple[dict[str, Tensor], dict[
     if metadata.get("net_sha256") != net.sha256:
         raise DataError(f"{path} was made by another feature network than {net.name}.")
     if not all(part.isfinite().all() for part in tensors.values()):
-        raise UsageError(f"{path} holds features that are not finite.")
+        raise DataError(f"{path} holds features that are not finite.")
     return tensors, facts

@@ -1,7 +1,7 @@
 """The card of a bundled model for people, in Markdown, from the facts in its folder alone: card.json and training.json.
 
 training.json holds what the trainings recorded (`parts`, each with its configuration, machine and history), the hashes of the data's
-splits, and what is known to be weak. Nothing in the text is typed by hand, so it cannot say what the record does not.
+splits, and what is known to be weak. The text is made from these alone, so it cannot say what the record does not.
 """
 
 from __future__ import annotations

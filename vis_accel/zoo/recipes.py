@@ -52,11 +52,14 @@ def train(
     import torch
 
     from vis_accel import training
+    from vis_accel.zoo import MODELS
 
     if name not in RECIPES:
         raise UnknownNameError.of("training recipe", name, RECIPES)
     if autoencoder is not None and name != "cifar10-dit":
         raise UsageError(f"--autoencoder belongs to cifar10-dit, not to {name}.")
+    if resume and name == "cifar10-vit" and name not in MODELS and not (output / training.CHECKPOINT).exists():
+        raise UsageError(f"There is no checkpoint in {output}, and no weights of {name} ship to start from.", hint="leave out --resume")
     if threads is not None:
         torch.set_num_threads(threads)
     result: TrainingResult | None = None
@@ -103,7 +106,8 @@ def _start_from_bundle(name: str, model: nn.Module) -> None:
     parts = {"cifar10-autoencoder": ("cifar10-dit", "vae"), "cifar10-dit": ("cifar10-dit", "transformer"), "cifar10-unet": (name, "unet")}
     bundle, part = parts.get(name, (name, None))
     shipped = load(bundle)
-    model.load_state_dict((getattr(shipped, part) if part else shipped).state_dict())
+    target: nn.Module = getattr(model, "autoencoder", model)
+    target.load_state_dict((getattr(shipped, part) if part else shipped).state_dict())
 
 
 def _autoencoder(folder: Path | None) -> Any:

@@ -72,10 +72,10 @@ class AutoencoderTask:
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Round-trip PSNR in dB: the mean over 1,000 test images, with the posterior's mean as latent and the result on the 8-bit grid."""
-        values = []
+        values, device = [], next(model.parameters()).device
         for pixels in self.test.pixels[torch.arange(0, len(self.test), max(1, len(self.test) // 1000))].split(250):
-            images = to_network(pixels)
-            decoded = model(images, torch.zeros(len(images), 4, 8, 8))[0]
+            images = to_network(pixels).to(device)
+            decoded = model(images, torch.zeros(len(images), 4, 8, 8, device=device))[0].cpu()
             error = (to_pixels(decoded).float() - pixels.float()) / 255
             values.append(-10 * error.square().mean(dim=(1, 2, 3)).clamp(min=1e-10).log10())
         return {"psnr": torch.cat(values).mean().item()}

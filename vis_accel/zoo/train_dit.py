@@ -112,8 +112,9 @@ class DiTTask:
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The loss on held-out latents at fixed noise and times."""
         latents, labels = self.held_out
-        noised, times, target, weight = self._noised(latents, torch.Generator().manual_seed(1))
-        parts = [self.loss(model, *rows) for rows in zip(*(t.split(250) for t in (noised, times, target, weight, labels)), strict=True)]
+        device = next(model.parameters()).device
+        batch = [part.to(device) for part in (*self._noised(latents, torch.Generator().manual_seed(1)), labels)]
+        parts = [self.loss(model, *rows) for rows in zip(*(part.split(250) for part in batch), strict=True)]
         return {"held_out_loss": torch.stack(parts).mean().item()}
 
     def export(self, model: nn.Module, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Recipe `cifar10-features`: the classifier behind the offline FID, trained from scratch.
 
 Optimiser  Muon (Jordan et al. 2024): momentum whose matrices are orthogonalised by five Newton-Schulz iterations; AdamW for the vectors.
-Examples   crops, flips and a cutout of 8 pixels, labels smoothed by 0.2.
+Examples   crops, flips and a cutout of 7 x 7 pixels, labels smoothed by 0.2.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class FeaturesTask:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        right = 0
+        right, device = 0, next(model.parameters()).device
         for pixels, labels in zip(self.test.pixels.split(500), self.test.labels.split(500), strict=True):
-            right += int((model(pixels.float() / 255).argmax(1) == labels).sum())
+            right += int((model(pixels.to(device).float() / 255).argmax(1).cpu() == labels).sum())
         return {"top1": right / len(self.test)}
 
     def export(self, model: nn.Module, folder: Path) -> None:
@@ -74,7 +74,13 @@ class FeaturesTask:
 
 
 def augment(images: Tensor, generator: torch.Generator, *, cutout: int) -> Tensor:
-    """Random crop after padding by reflection, random flip, a grey square of side `cutout` anywhere; B x 3 x H x W in [0, 1]."""
+    """Random crop after padding by reflection, random flip, a grey square of side `cutout` - 1 around a pixel anywhere.
+
+    Args:
+        images: B x 3 x H x W in [0, 1].
+        generator: of the random numbers.
+        cutout: one more than the side of the square; 0: no square.
+    """
     count, _, height, width = images.shape
     padded = functional.pad(images, (_PAD,) * 4, mode="reflect")
     top, left = torch.randint(0, 2 * _PAD + 1, (2, count), generator=generator)

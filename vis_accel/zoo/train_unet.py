@@ -1,8 +1,8 @@
 """Recipe `cifar10-unet`: a stock, unconditional DDPMPipeline in pixels.
 
 Network  diffusers' UNet2DModel, the network of Ho et al. (2020, arXiv:2006.11239) made small: 32, 64 and 128 channels at 32, 16 and 8
-         pixels, one residual block a level, self-attention in the middle. At 32 pixels memory traffic costs more than arithmetic, so the
-         first level is narrow.
+         pixels, one residual block a level down and two up, self-attention in the middle. At 32 pixels memory traffic costs more than
+         arithmetic, so the first level is narrow.
 Loss     epsilon-prediction on the paper's linear schedule of 1000 steps, with min-SNR-5 weights (Hang et al. 2023, arXiv:2303.09556):
          weight min(snr, 5) / snr on the squared error of the noise, time steps uniform.
 """
@@ -95,7 +95,8 @@ class UNetTask:
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The loss on held-out images at fixed noise and times."""
-        batch = self._noised(self.held_out, torch.Generator().manual_seed(1))
+        device = next(model.parameters()).device
+        batch = tuple(part.to(device) for part in self._noised(self.held_out, torch.Generator().manual_seed(1)))
         parts = [self.loss(model, *rows) for rows in zip(*(part.split(250) for part in batch), strict=True)]
         return {"held_out_loss": torch.stack(parts).mean().item()}
 

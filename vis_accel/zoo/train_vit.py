@@ -57,22 +57,29 @@ class ViTTask:
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         images = augment(self.train.pixels[indices].float() / 255, generator, cutout=_CUTOUT)
-        images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images.device.type, torch.bfloat16):
-            soft = self.teacher(images).float().softmax(1)
-        return (images - self.mean) / self.std, self.train.labels[indices], soft
+        return images.contiguous(memory_format=torch.channels_last), self.train.labels[indices]
 
     def loss(self, model: Callable[..., Any], /, *batch: Any) -> Tensor:
-        images, labels, soft = batch
-        logits = model(images).float()
+        images, labels = batch
+        soft = self.taught(images)
+        logits = model(self._normalised(images)).float()
         distance = functional.kl_div(logits.log_softmax(1), soft, reduction="batchmean")
         return 0.5 * functional.cross_entropy(logits, labels) + 0.5 * distance
 
     @torch.no_grad()
+    def taught(self, images: Tensor) -> Tensor:
+        """The teacher's probabilities (B x classes) for images in [0, 1]."""
+        soft: Tensor = self.teacher.to(images.device)(images).float().softmax(1)
+        return soft
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images - self.mean.to(images.device)) / self.std.to(images.device)
+
+    @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        right = 0
+        right, device = 0, next(model.parameters()).device
         for pixels, labels in zip(self.test.pixels.split(500), self.test.labels.split(500), strict=True):
-            right += int((model((pixels.float() / 255 - self.mean) / self.std).argmax(1) == labels).sum())
+            right += int((model(self._normalised(pixels.to(device).float() / 255)).argmax(1).cpu() == labels).sum())
         return {"top1": right / len(self.test)}
 
     def export(self, model: nn.Module, folder: Path) -> None:

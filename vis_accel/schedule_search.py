@@ -8,7 +8,9 @@ programming over it proposes knots (`samplers.searched`); the best of these and 
 All of them then run on seeds the search has not seen, and are ranked by the root mean square distance of their samples from the teacher's
 on the same seeds. A search that finds nothing better than a fixed schedule says so.
 
-Cost     in calls: (2 x grid - 1) for each image of the teacher, then calls x `moves` for each image of the refinement.
+Cost     in calls: (2 x grid - 1) for each of `images` + `trial`, then calls x (`moves` + 7) for each of 32 images and calls x 8 for each of
+         `trial`.
+Seeds    lie a million away from the ones asked for, so that a benchmark of the recipe does not score what it was fitted to.
 """
 
 from __future__ import annotations
@@ -31,13 +33,14 @@ from vis_accel.recipe import Recipe
 from vis_accel.samplers import SIGMA_CAP, NoiseModel, Solver, schedules
 from vis_accel.samplers.heun import Heun
 from vis_accel.samplers.scheduler import SolverScheduler
-from vis_accel.samplers.searched import Trajectory, best_path, knots_of, refine, stacked, step_errors
+from vis_accel.samplers.searched import Trajectory, best_path, check_searchable, knots_of, refine, stacked, step_errors
 from vis_accel.samplers.solver import Noise, Past, Solve
 from vis_accel.zoo.opened import Placement, open_pipeline
 
 __all__ = ["Found", "Tried", "search"]
 
 FIXED = ("trailing", "linspace", "quadratic", "logsnr", "karras")
+SEEDS_APART = 1_000_000
 MOST_REFINED = 32  # images of a run in the refinement
 POWERS = (1.0, 2.0)  # of the errors that are summed: the second minds the largest more
 
@@ -109,15 +112,21 @@ def search(
     """
     method = _solver(solver)
     if not 2 <= calls < grid:
-        raise UsageError(f"calls must be at least 2 and below the teacher's {grid} steps; got {calls}.")
+        message = f"calls must be at least 2 and below the teacher's {grid} steps; got {calls}."
+        raise UsageError(message, hint=f"--calls 2 .. {grid - 1}")
+    if min(images, trial, moves, batch) < 1:
+        raise UsageError(f"images, trial, moves and batch must be at least 1; got {images}, {trial}, {moves} and {batch}.")
+    check_searchable(method)
     opened = open_pipeline(model, job or Job(), Placement(device=device, threads=threads))
-    pipeline = opened.pipeline
+    pipeline, wanted = opened.pipeline, opened.job
+    wanted.check(pipeline)
+    wanted = replace(wanted, seed=wanted.seed + SEEDS_APART)
     pipeline.set_progress_bar_config(disable=True)
     teacher = Heun(steps=grid, schedule="karras")
     noise = view(pipeline).noise
     if noise.kind != "vp" or noise.sigma_max >= SIGMA_CAP:
         raise NotApplicableError("A search needs a model with a finite first sigma.", hint="flow models: shift= is what there is to tune")
-    path = _run(pipeline, teacher, opened.job, range(images), batch, progress)
+    path = _run(pipeline, teacher, wanted, range(images), batch, progress)
     progress(f"errors of the steps of {method} between {grid + 1} knots")
     errors = step_errors(method, path)
     candidates = {name: schedules.create(name, calls, noise) for name in FIXED}
@@ -126,20 +135,20 @@ def search(
     taught = path.points[-1][: len(some)]
 
     def distance(knots: tuple[float, ...]) -> float:
-        return _apart(_run(pipeline, replace(method, schedule=knots), opened.job, some, batch).points[-1], taught)
+        return _apart(_run(pipeline, replace(method, schedule=knots), wanted, some, batch).points[-1], taught)
 
     start = min(candidates.values(), key=distance)
     candidates["searched, refined"], error = refine(distance, start, evaluations=moves)
     progress(f"refined on {len(some)} images to {error:.4f}")
     fresh = range(images, images + trial)
-    target = _run(pipeline, teacher, opened.job, fresh, batch).points[-1]
+    target = _run(pipeline, teacher, wanted, fresh, batch).points[-1]
     tried = []
     for name, knots in candidates.items():
-        end = _run(pipeline, replace(method, schedule=knots), opened.job, fresh, batch).points[-1]
+        end = _run(pipeline, replace(method, schedule=knots), wanted, fresh, batch).points[-1]
         tried.append(Tried(name, knots, _apart(end, target)))
         progress(f"{name}: {tried[-1].error:.4f}")
     tried.sort(key=lambda one: one.error)
-    settings = {"images": images, "trial": trial, "moves": moves, "grid": grid, "calls": calls, "job": asdict(opened.job)}
+    settings = {"images": images, "trial": trial, "moves": moves, "grid": grid, "calls": calls, "job": asdict(wanted)}
     return Found(model, opened.sha256, str(replace(method, schedule=tried[0].knots)), tuple(tried), settings)
 
 
@@ -178,7 +187,9 @@ class _Recorder:
             request = next(run)
             while True:
                 x, y = yield request
-                if len(points) < len(sigmas) - 1 and request[1] == sigmas[len(points)]:
+                if points and request[1] == sigmas[len(points) - 1]:  # Heun asks again at the corrected point: that one counts
+                    points[-1], denoised[-1] = x, y.denoised
+                elif request[1] == sigmas[len(points)]:
                     points.append(x)
                     denoised.append(y.denoised)
                 request = run.send((x, y))
