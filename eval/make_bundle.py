@@ -110,17 +110,17 @@ def dit(run: Path | None, data: Path, guidance: float | None, samples: int, swee
     for base in gallery.stage.baselines:
         kept[base.label] = extract(scale.net, gallery.images(base, samples).split(500))
         found[base.label] = _quality(scale, kept[base.label], base.job)
-    jobs = {base.label: asdict(base.job) for base in gallery.stage.baselines}
-    save_features(place / "baselines.safetensors", kept, scale.net, {"model": describe("cifar10-dit").sha256, "jobs": jobs})
-    card["baseline_features"] = samples
-    large = _large(scale, gallery, place, LARGE)
-    found |= {SCORED_WITH: large, "floor": scale.floor(samples), "round trip": _round_trip(scale, load_split(data, "test"))}
+    trip = _round_trip(scale, load_split(data, "test"))
+    large = _large(scale, gallery, place, LARGE)  # adds the grid: the folder does not load again until it is sealed
+    found |= {SCORED_WITH: large, "floor": scale.floor(samples), "round trip": trip}
     card["scores"] = _named(large, scale, SCORED_WITH) | _named(found[gallery.stage.baselines[0].label], scale, "stock DDIM, 50 steps")
-    trip = found["round trip"]
     card["scores"] |= {
         "autoencoder: round trip PSNR of the test images, dB": trip["psnr"],
         f"autoencoder: round trip {scale.fid}": trip["fid"],
     }
+    jobs = {base.label: asdict(base.job) for base in gallery.stage.baselines}
+    save_features(place / "baselines.safetensors", kept, scale.net, {"model": describe("cifar10-dit").sha256, "jobs": jobs})
+    card["baseline_features"] = samples
     _write(place, card)
     _result("bundle-dit", found)
 

@@ -64,9 +64,9 @@ class Checkpoint:
             if name.startswith("optimizer."):
                 _, index, key = name.split(".", 2)
                 state.setdefault(int(index), {})[key] = tensor
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for index, values in state.items():
+        parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        for place, values in state.items():
             for key, value in values.items():
-                if value.shape == parameters[index].shape and value.ndim:  # as the parameter lies in memory: fused kernels look no further
-                    values[key] = torch.empty_like(parameters[index], dtype=value.dtype, device="cpu").copy_(value)
+                if value.shape == parameters[place].shape and value.ndim:  # as the parameter lies in memory: fused kernels look no further
+                    values[key] = torch.empty_like(parameters[place], dtype=value.dtype, device="cpu").copy_(value)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
