@@ -192,9 +192,11 @@ def _quality(scale: Yardstick, seen: Tensor, job: Job) -> dict[str, Any]:
 
 def _named(row: dict[str, Any], scale: Yardstick, sampler: str) -> dict[str, float]:
     """Scores for a card: each name says by which sampler, from how many images."""
-    names = {"fid": scale.fid, "floor": "the same of as many held-out real images"}
-    keys = ("fid", "floor", "class agreement", "recall", "precision")
-    return {f"{names.get(key, key)}, {sampler}, n = {row['n']:,}": row[key] for key in keys if key in row}
+    n = f"n = {row['n']:,}"
+    found = {f"{scale.fid}, {sampler}, {n}": row["fid"]}
+    if row.get("floor") is not None:
+        found[f"floor: {scale.fid} of held-out real images, {n}"] = row["floor"]
+    return found | {f"{key}, {sampler}, {n}": row[key] for key in ("class agreement", "recall", "precision") if key in row}
 
 
 def _round_trip(scale: Yardstick, test: Images) -> dict[str, float]:
