@@ -111,7 +111,7 @@ BAD = [
     (("bench", "--prompts", "missing.txt"), 2, "missing.txt"),
     (("bench", "--class-labels", "1,two"), 2, "whole numbers"),
     (("reference", "empty", "--output", "s.safetensors"), 1, "no images"),
-    (("train", "cifar10-vae", "--data", "empty"), 2, "cifar10-autoencoder"),
+    (("train", "cifar10-autoencode", "--data", "empty"), 2, "cifar10-autoencoder"),
     (("train", "cifar10-features", "--data", "empty"), 1, "train/CLASS"),
     (("generate", "--recipe", "none of these"), 2, "none"),
 ]

@@ -389,9 +389,9 @@ def test_a_local_folder_that_was_sealed_is_held_to_it(models: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"widths": [4, 4, 8, 2**20]}, "does not belong to its weights"),
+        ({"widths": [4, 8, 2**20]}, "does not belong to its weights"),
         ({"depth": 3}, "describes no network: TypeError"),
-        ({"widths": [4, 4, 8, 9], "num_features": 6}, "has the shape"),
+        ({"widths": [4, 8, 9], "num_features": 6}, "has the shape"),
     ],
 )
 def test_a_classifier_whose_card_describes_another(config: dict[str, object], said: str, models: Path) -> None:
