@@ -129,12 +129,17 @@ def test_the_vit_learns_from_the_bundled_features(data: Path, tmp_path: Path, mo
     assert 0 <= result.scores["top1"] <= 1
     task = train_vit.ViTTask(cifar10.load_split(data, "train"), cifar10.load_split(data, "test"), stand_in)
     images, labels = task.batch(torch.arange(4), torch.Generator().manual_seed(0))
-    assert torch.allclose(task.taught(images), stand_in(images).softmax(1), atol=1e-6)  # of the very same crop
-    logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(1))
-    likely, soft = logits.log_softmax(1), task.taught(images)
+    soft, guide = task.taught(images)
+    assert torch.allclose(soft, stand_in(images).softmax(1), atol=1e-6)  # of the very same crop
+    assert guide.shape == (4, 64, 8)
+    assert torch.allclose(guide.mean(-1), torch.zeros(4, 64), atol=1e-5)  # each place by itself
+    generator = torch.Generator().manual_seed(1)
+    logits, imitation = torch.randn(4, 10, generator=generator), torch.randn(4, 64, 8, generator=generator)
+    likely = logits.log_softmax(1)
     crossed = -likely[torch.arange(4), labels].mean()
     apart = (soft * (soft.log() - likely)).sum(1).mean()
-    assert torch.allclose(task.loss(lambda _: logits, images, labels), 0.5 * crossed + 0.5 * apart, atol=1e-5)
+    expected = 0.5 * crossed + 0.5 * apart + (imitation - guide).square().mean()
+    assert torch.allclose(task.loss(lambda _: (logits, imitation), images, labels), expected, atol=1e-5)
 
 
 def test_the_target_of_the_unet_is_the_noise_that_was_added() -> None:

@@ -48,7 +48,7 @@ class ConvClassifier(nn.Module):
         std: tuple[float, float, float] = (0.247, 0.2435, 0.2616),
     ) -> None:
         super().__init__()
-        self.num_features = num_features
+        self.num_features, self.widths = num_features, widths
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.register_buffer("filters", torch.randn(2 * _PATCH_VALUES, 3, _PATCH, _PATCH) / _PATCH_VALUES**0.5)  # see whitening_filters
@@ -60,13 +60,18 @@ class ConvClassifier(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Maps images (B x 3 x H x W in [0, 1]) to features (B x num_features); in evaluation mode the mirror image has the same ones."""
-        features = self._one_way(images)
-        return features if self.training else (features + self._one_way(images.flip(-1))) / 2
+        features = self.features_of(self.middle(images))
+        return features if self.training else (features + self.features_of(self.middle(images.flip(-1)))) / 2
 
-    def _one_way(self, images: Tensor) -> Tensor:
+    def middle(self, images: Tensor) -> Tensor:
+        """Maps images (B x 3 x H x W in [0, 1]) to the map after the second stage (B x widths[1] x about H/4 x W/4)."""
         patches = functional.conv2d((images - self.mean) / self.std, self.filters, self.bias)
-        x = self.stages(functional.gelu(patches))
-        features: Tensor = self.standardise(self.project(x.mean(dim=(2, 3))))
+        result: Tensor = self.stages[:2](functional.gelu(patches))
+        return result
+
+    def features_of(self, middle: Tensor) -> Tensor:
+        """Maps what `middle` returned to features (B x num_features), of that view alone."""
+        features: Tensor = self.standardise(self.project(self.stages[2:](middle).mean(dim=(2, 3))))
         return features
 
     def forward(self, images: Tensor) -> Tensor:
