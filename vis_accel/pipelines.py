@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -31,11 +31,13 @@ class Traits(NamedTuple):
         denoiser: attribute that holds the network.
         halves: how a guided call stacks its two halves.
         latent: whether the samples are an autoencoder's latents.
+        family: of networks with a published table of knots (`NoiseModel.family`).
     """
 
     denoiser: Literal["unet", "transformer"]
     halves: Halves
     latent: bool
+    family: str = ""
 
 
 # fmt: off
@@ -43,10 +45,10 @@ PIPELINES: dict[str, Traits] = {
     "DDPMPipeline":                      Traits("unet", "none", False),
     "DDIMPipeline":                      Traits("unet", "none", False),
     "DiTPipeline":                       Traits("transformer", "conditional first", True),
-    "StableDiffusionPipeline":           Traits("unet", "unconditional first", True),
-    "StableDiffusionImg2ImgPipeline":    Traits("unet", "unconditional first", True),
-    "StableDiffusionInpaintPipeline":    Traits("unet", "unconditional first", True),
-    "StableDiffusionXLPipeline":         Traits("unet", "unconditional first", True),
+    "StableDiffusionPipeline":           Traits("unet", "unconditional first", True, "sd"),
+    "StableDiffusionImg2ImgPipeline":    Traits("unet", "unconditional first", True, "sd"),
+    "StableDiffusionInpaintPipeline":    Traits("unet", "unconditional first", True, "sd"),
+    "StableDiffusionXLPipeline":         Traits("unet", "unconditional first", True, "sdxl"),
     "PixArtAlphaPipeline":               Traits("transformer", "unconditional first", True),
     "StableDiffusion3Pipeline":          Traits("transformer", "unconditional first", True),
     "FluxPipeline":                      Traits("transformer", "none", True),
@@ -93,7 +95,7 @@ class PipelineView:
         Raises:
             NotApplicableError: for noise that the samplers have no space for.
         """
-        return NoiseModel.from_config(self.pipeline.scheduler.config)
+        return replace(NoiseModel.from_config(self.pipeline.scheduler.config), family=self.traits.family)
 
     def install_scheduler(self, handle: Handle, scheduler: Any) -> None:
         """Puts `scheduler` in the pipeline's place for one while `handle` lives.

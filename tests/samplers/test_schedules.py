@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,13 +18,16 @@ COSINE = NoiseModel.from_config({"beta_schedule": "squaredcos_cap_v2"})
 ZERO_SNR = NoiseModel.from_config({"beta_schedule": "linear", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"})
 SHORT = NoiseModel.from_config({"beta_schedule": "linear", "num_train_timesteps": 17, "beta_end": 0.5})
 FLOW = NoiseModel.from_config({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
-MODELS = {"linear": LINEAR, "offset": OFFSET, "cosine": COSINE, "zero-snr": ZERO_SNR, "short": SHORT, "flow": FLOW}
+SD = replace(OFFSET, family="sd")
+MODELS = {"sd": SD, "linear": LINEAR, "offset": OFFSET, "cosine": COSINE, "zero-snr": ZERO_SNR, "short": SHORT, "flow": FLOW}
 
 
 def fits(name: str, model: NoiseModel) -> bool:
     if model.kind == "flow":
         return name in ("auto", "flow", "trailing")
-    return name != "flow" and (model.sigma_max < SIGMA_CAP or name not in ("logsnr", "karras"))
+    if name == "ays":
+        return model.family != ""
+    return name != "flow" and (model.sigma_max < SIGMA_CAP or name not in ("logsnr", "exponential", "karras"))
 
 
 @pytest.mark.parametrize("name", schedules.NAMES)
@@ -174,3 +178,35 @@ def test_auto_is_the_solvers_choice() -> None:
     assert solver("dpm").knots(2, finite) == schedules.create("logsnr", 2, finite)
     assert solver("dpmpp").knots(2, flow) == schedules.create("flow", 2, flow)
     assert solver("ddim").knots(2, finite) == schedules.create("trailing", 2, finite)
+
+
+def test_beta_takes_the_quantiles_of_its_distribution() -> None:
+    from scipy.stats import beta
+
+    for u in (0.001, 0.05, 0.3, 0.5, 0.9, 1.0):
+        assert schedules.beta_quantile(u) == pytest.approx(beta.ppf(u, 0.6, 0.6), abs=2e-5)
+    assert times("beta", 10, LINEAR) == [round(beta.ppf(1 - i / 10, 0.6, 0.6) * 999) for i in range(10)]
+
+
+def test_time_power_is_linear_in_the_root_of_the_time() -> None:
+    roots = [math.sqrt(t) for t in times("time-power", 8, LINEAR)]
+    assert roots == pytest.approx([math.sqrt(999) * (1 - i / 7) for i in range(8)], abs=1e-6)
+
+
+def test_exponential_is_the_name_others_have_for_logsnr() -> None:
+    assert schedules.create("exponential", 9, LINEAR) == schedules.create("logsnr", 9, LINEAR)
+
+
+def test_align_your_steps_is_the_published_table_and_is_interpolated_in_log_sigma() -> None:
+    knots = schedules.create("ays", 10, SD)
+    assert knots == pytest.approx((14.6146, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0), abs=1e-3)
+    halved = schedules.create("ays", 20, SD)
+    assert halved[::2] == pytest.approx(knots)
+    assert halved[1] == pytest.approx(math.sqrt(14.615 * 6.475), rel=1e-4)
+    assert schedules.create("ays", 10, replace(SD, family="sdxl"))[3] == pytest.approx(2.181)
+
+
+def test_align_your_steps_is_refused_for_a_model_it_was_not_found_for() -> None:
+    with pytest.raises(NotApplicableError, match="Stable Diffusion 1 and SDXL") as caught:
+        schedules.create("ays", 10, OFFSET)
+    assert "vis-accel schedule" in str(caught.value)

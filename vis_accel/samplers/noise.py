@@ -67,6 +67,7 @@ class NoiseModel:
         ramp_end: flow only: the smallest s, before `shift`, of the "flow" schedule.
         steps_offset: vp only: added to the times of the "leading" schedule.
         clip: D is clamped to [-clip, clip]; None: it is not.
+        family: "sd" or "sdxl" for networks with a published table of knots; "" for all others.
         threshold: (ratio, largest): dynamic thresholding of D instead (Saharia et al. 2022, arXiv:2205.11487, sec. 2.3).
 
     Raises:
@@ -82,6 +83,7 @@ class NoiseModel:
     steps_offset: int = 0
     clip: float | None = None
     threshold: tuple[float, float] | None = None
+    family: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in PREDICTIONS:

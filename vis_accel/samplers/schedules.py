@@ -3,8 +3,13 @@
 Times    leading, trailing, linspace (Lin et al. 2024, arXiv:2305.08891, table 2) and quadratic (Song et al. 2020, arXiv:2010.02502,
          appendix D.2) choose whole network times; their sigmas are the table's own. Trailing starts at the last time, where the input
          is what the network was trained on as pure noise; leading starts up to T/n below it.
+         beta takes the quantiles of Beta(0.6, 0.6) (Lee et al. 2024, arXiv:2407.12173, sec. 4.2): dense at both ends. diffusers 0.42.1 puts
+         these quantiles between the sigmas instead of the times, which is another schedule. time-power is linear in the square root of
+         the time (Zhang and Chen 2022, arXiv:2204.13902, appendix H.3, kappa = 2), whole or not.
 Sigmas   logsnr (Lu et al. 2022, arXiv:2206.00927, sec. 3.4) is geometric in sigma; karras (Karras et al. 2022, arXiv:2206.00364,
          eq. 5, rho = 7) is linear in sigma^(1/7). Both need a finite first sigma.
+Tables   ays: ten steps found for one model each (Sabour et al. 2024, arXiv:2404.14507, sec. 3), as diffusers has them; other numbers of
+         steps by interpolation of log sigma (appendix). Only for the models they were found for: `NoiseModel.family`.
 Flow     flow is the ramp of s from 1 to the model's `ramp_end`, then its shift (Esser et al. 2024, arXiv:2403.03206, eq. 23);
          trailing on a flow model ends the ramp at 1/n.
 Ends     "zero" appends sigma = 0, reached by the last call; "sigma_min" ends at the smallest level the network knows.
@@ -14,7 +19,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
+from typing import Any
+
+import numpy as np
 
 from vis_accel.errors import NotApplicableError, UnknownNameError, UsageError
 from vis_accel.samplers.noise import SIGMA_CAP, NoiseModel
@@ -25,11 +34,19 @@ NAMES: dict[str, str] = {
     "trailing": "times T, T - T/n, ...: starts where the noise is purest, the safe choice for few steps",
     "linspace": "n rounded times from T-1 down to 0; vp only",
     "quadratic": "times growing quadratically up to 0.8 T: dense near the image; vp only",
+    "beta": "quantiles of a beta distribution over the times: dense at both ends; vp only",
+    "time-power": "equal steps of the square root of the time; vp only",
     "logsnr": "equal steps of log sigma; good on small images; finite start only",
+    "exponential": "the same as logsnr, by the name other tools have for it",
     "karras": "equal steps of sigma^(1/7); finite start only",
+    "ays": "Align Your Steps: tables for Stable Diffusion 1 and SDXL; refused elsewhere",
     "flow": "equal steps of s, then the model's shift; flow only",
 }
-_WHOLE_TIMES = ("leading", "trailing", "linspace", "quadratic")
+_WHOLE_TIMES = ("leading", "trailing", "linspace", "quadratic", "beta")
+_BETA = 0.6  # both parameters
+_KAPPA = 2
+_ALIGNED = {"sd": "StableDiffusionSigmas", "sdxl": "StableDiffusionXLSigmas"}  # family -> name of diffusers' table
+_ALIGNED_END = 0.029  # the last sigma of both tables as published; diffusers has 0
 RHO = 7.0  # Karras et al., appendix D.1: 5 .. 10 look best
 
 
@@ -70,6 +87,10 @@ def create(name: str | Sequence[float], n: int | None, noise: NoiseModel, *, end
         knots = _flow(name, n, noise)
     elif name == "flow":
         raise _unfit(name, "needs a flow model", noise)
+    elif name == "ays":
+        knots = _aligned(n, noise)
+    elif name == "time-power":
+        knots = _time_power(n, noise, end)
     elif name in _WHOLE_TIMES:
         return _whole_times(name, n, noise, end)
     else:
@@ -77,9 +98,10 @@ def create(name: str | Sequence[float], n: int | None, noise: NoiseModel, *, end
     return (*knots, 0.0) if end == "zero" else _down_to_sigma_min(knots, n, noise)
 
 
-def _unfit(name: str, reason: str, noise: NoiseModel) -> NotApplicableError:
+def _unfit(name: str, reason: str, noise: NoiseModel, *, instead: str = "") -> NotApplicableError:
     allowed = ("flow", "trailing") if noise.kind == "flow" else tuple(k for k in _WHOLE_TIMES)
-    return NotApplicableError(f"The schedule {name} {reason}.", hint=f"schedules of this model: auto, {', '.join(allowed)}, or sigmas")
+    hint = instead or f"schedules of this model: auto, {', '.join(allowed)}, or sigmas"
+    return NotApplicableError(f"The schedule {name} {reason}.", hint=hint)
 
 
 # Whole network times.
@@ -107,11 +129,40 @@ def _quadratic(n: int, total: int, offset: int) -> list[int]:
     return times[:0:-1]
 
 
+def _beta(n: int, total: int, offset: int) -> list[int]:
+    return _apart([round(beta_quantile(1 - i / n) * (total - 1)) for i in range(n)], total)
+
+
+def beta_quantile(u: float) -> float:
+    """The u-quantile of Beta(0.6, 0.6), from its integral after x = sin^2(theta), which has no poles."""
+    theta, grown = _beta_table()
+    return math.sin(float(np.interp(u * grown[-1], grown, theta))) ** 2
+
+
+@cache
+def _beta_table() -> tuple[Any, Any]:
+    theta = np.linspace(0, math.pi / 2, 20_001)
+    density = (np.sin(theta) * np.cos(theta)) ** (2 * _BETA - 1)
+    return theta, np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+
+
+def _apart(times: list[int], total: int) -> list[int]:
+    """The nearest strictly falling times in 0 .. total-1, where rounding put two on one place."""
+    for i in range(1, len(times)):
+        times[i] = min(times[i], times[i - 1] - 1)
+    lowest = 0
+    for i in reversed(range(len(times))):
+        times[i] = max(times[i], lowest)
+        lowest = times[i] + 1
+    return times
+
+
 _TIMES: dict[str, Callable[[int, int, int], list[int]]] = {
     "leading": _leading,
     "trailing": _trailing,
     "linspace": _linspace,
     "quadratic": _quadratic,
+    "beta": _beta,
 }
 
 
@@ -126,6 +177,12 @@ def _whole_times(name: str, n: int, noise: NoiseModel, end: str) -> tuple[float,
     return tuple(noise.sigma_at(t) for t in (*times, 0))
 
 
+def _time_power(n: int, noise: NoiseModel, end: str) -> list[float]:
+    count = n if end == "zero" else n + 1
+    ramp = [i / (count - 1) for i in range(count)] if count > 1 else [0.0]
+    return [noise.sigma_at((noise.times - 1) * (1 - u) ** _KAPPA) for u in ramp]
+
+
 # Sigmas.
 
 
@@ -135,11 +192,23 @@ def _sigma_space(name: str, n: int, noise: NoiseModel, end: str) -> list[float]:
     high, low = noise.sigma_max, noise.sigma_min
     count = n if end == "zero" else n + 1
     ramp = [i / (count - 1) for i in range(count)] if count > 1 else [0.0]
-    if name == "logsnr":
+    if name in ("logsnr", "exponential"):
         inner = [high * (low / high) ** u for u in ramp]
     else:
         inner = [(high ** (1 / RHO) + u * (low ** (1 / RHO) - high ** (1 / RHO))) ** RHO for u in ramp]
     return [high, *inner[1:-1], low] if count > 1 else [high]  # the ends exactly, so that they meet the network's own times
+
+
+def _aligned(n: int, noise: NoiseModel) -> list[float]:
+    """The knots before the end, from the table of the model's family."""
+    from diffusers.schedulers.scheduling_utils import AysSchedules
+
+    if noise.family not in _ALIGNED:
+        reason = "is a table for Stable Diffusion 1 and SDXL, found for these networks alone"
+        raise _unfit("ays", reason, noise, instead="vis-accel schedule finds knots for any other")
+    table = np.log([*AysSchedules[_ALIGNED[noise.family]][:-1], _ALIGNED_END])
+    inner = np.exp(np.interp(np.linspace(0, 1, n + 1), np.linspace(0, 1, len(table)), table))[:-1].tolist()
+    return [min(inner[0], noise.sigma_max), *inner[1:]]
 
 
 def _flow(name: str, n: int, noise: NoiseModel) -> list[float]:
