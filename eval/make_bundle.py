@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from images import Gallery
 from torch import Tensor
 
 from vis_accel.eval.features import extract
@@ -30,6 +29,7 @@ from vis_accel.eval.fid import Statistics, fid_with_interval, real_floor
 from vis_accel.eval.reference import make_reference, save_reference
 from vis_accel.eval.yardstick import Yardstick
 from vis_accel.files import write_atomic
+from vis_accel.gallery import Gallery
 from vis_accel.generation import Job
 from vis_accel.zoo import MODELS, describe, load
 from vis_accel.zoo.bundled import CARD, FOLDER, seal

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from images import Gallery
 from second_net import second_net
 from torchmetrics.functional.regression import kendall_rank_corrcoef
 
@@ -22,6 +21,7 @@ from vis_accel.eval.features import FeatureNet, extract
 from vis_accel.eval.fid import Statistics, fid_with_interval
 from vis_accel.eval.reference import load_reference
 from vis_accel.files import write_atomic
+from vis_accel.gallery import Gallery
 from vis_accel.machine import commit, machine, versions
 from vis_accel.zoo.bundled import folder
 from vis_accel.zoo.cifar10 import load_split

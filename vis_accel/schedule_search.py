@@ -16,25 +16,20 @@ Seeds    lie a million away from the ones asked for, so that a benchmark of the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vis_accel.errors import NotApplicableError, UsageError
 from vis_accel.files import write_atomic
-from vis_accel.generation import Job, generate
-from vis_accel.handle import Handle
+from vis_accel.generation import Job
 from vis_accel.pipelines import view
 from vis_accel.recipe import Recipe
-from vis_accel.samplers import SIGMA_CAP, NoiseModel, Solver, schedules
+from vis_accel.samplers import SIGMA_CAP, Solver, schedules
 from vis_accel.samplers.heun import Heun
-from vis_accel.samplers.scheduler import SolverScheduler
-from vis_accel.samplers.searched import Trajectory, best_path, check_searchable, knots_of, refine, stacked, step_errors
-from vis_accel.samplers.solver import Noise, Past, Solve
+from vis_accel.samplers.searched import best_path, check_searchable, knots_of, refine, step_errors
+from vis_accel.trajectories import apart, record
 from vis_accel.zoo.opened import Placement, open_pipeline
 
 __all__ = ["Found", "Tried", "search"]
@@ -126,7 +121,7 @@ def search(
     noise = view(pipeline).noise
     if noise.kind != "vp" or noise.sigma_max >= SIGMA_CAP:
         raise NotApplicableError("A search needs a model with a finite first sigma.", hint="flow models: shift= is what there is to tune")
-    path = _run(pipeline, teacher, wanted, range(images), batch, progress)
+    path = record(pipeline, teacher, wanted, range(images), batch, lambda line: progress(f"teacher, {line}"))
     progress(f"errors of the steps of {method} between {grid + 1} knots")
     errors = step_errors(method, path)
     candidates = {name: schedules.create(name, calls, noise) for name in FIXED}
@@ -135,25 +130,21 @@ def search(
     taught = path.points[-1][: len(some)]
 
     def distance(knots: tuple[float, ...]) -> float:
-        return _apart(_run(pipeline, replace(method, schedule=knots), wanted, some, batch).points[-1], taught)
+        return apart(record(pipeline, replace(method, schedule=knots), wanted, some, batch).points[-1], taught)
 
     start = min(candidates.values(), key=distance)
     candidates["searched, refined"], error = refine(distance, start, evaluations=moves)
     progress(f"refined on {len(some)} images to {error:.4f}")
     fresh = range(images, images + trial)
-    target = _run(pipeline, teacher, wanted, fresh, batch).points[-1]
+    target = record(pipeline, teacher, wanted, fresh, batch).points[-1]
     tried = []
     for name, knots in candidates.items():
-        end = _run(pipeline, replace(method, schedule=knots), wanted, fresh, batch).points[-1]
-        tried.append(Tried(name, knots, _apart(end, target)))
+        end = record(pipeline, replace(method, schedule=knots), wanted, fresh, batch).points[-1]
+        tried.append(Tried(name, knots, apart(end, target)))
         progress(f"{name}: {tried[-1].error:.4f}")
     tried.sort(key=lambda one: one.error)
     settings = {"images": images, "trial": trial, "moves": moves, "grid": grid, "calls": calls, "job": asdict(wanted)}
     return Found(model, opened.sha256, str(replace(method, schedule=tried[0].knots)), tuple(tried), settings)
-
-
-def _apart(a: Tensor, b: Tensor) -> float:
-    return float((a - b).square().mean().sqrt())
 
 
 def _solver(text: str) -> Solver:
@@ -164,53 +155,3 @@ def _solver(text: str) -> Solver:
     if method.steps is not None or method.schedule != "auto":
         raise UsageError(f"{text!r} has steps or knots of its own; the search finds them.", hint=f"--sampler {method.name} --calls 6")
     return method
-
-
-class _Recorder:
-    """Stands in for a solver, and notes the state and the denoised image at each knot it passes, and the state at the end.
-
-    Dry runs, which have no noise to draw, are not noted.
-    """
-
-    def __init__(self, inner: Solver) -> None:
-        self.inner, self.name, self.steps, self.schedule = inner, inner.name, inner.steps, inner.schedule
-        self.paths: list[Trajectory] = []
-
-    def knots(self, steps: int | None, noise: NoiseModel) -> tuple[float, ...]:
-        return self.inner.knots(steps, noise)
-
-    def solve(self, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None, history: Sequence[Past] = ()) -> Solve:
-        run = self.inner.solve(x, sigmas, noise=noise, history=history)
-        points: list[Tensor] = []
-        denoised: list[Tensor] = []
-        try:
-            request = next(run)
-            while True:
-                x, y = yield request
-                if points and request[1] == sigmas[len(points) - 1]:  # Heun asks again at the corrected point: that one counts
-                    points[-1], denoised[-1] = x, y.denoised
-                elif request[1] == sigmas[len(points)]:
-                    points.append(x)
-                    denoised.append(y.denoised)
-                request = run.send((x, y))
-        except StopIteration as end:
-            if noise is not None:
-                self.paths.append(Trajectory(tuple(sigmas), (*points, end.value), tuple(denoised)))
-            image: Tensor = end.value
-            return image
-
-
-def _run(pipeline: Any, solver: Solver, job: Job, indices: range, batch: int, told: Callable[[str], None] | None = None) -> Trajectory:
-    """The path of `solver` over the images `indices`, through the whole pipeline."""
-    recorder: Any = _Recorder(solver)
-    described = view(pipeline)
-    with Handle.building(pipeline, str(solver)) as handle:
-        described.install_scheduler(handle, SolverScheduler(recorder, described.noise, pipeline.scheduler, pipeline))
-    with handle, torch.no_grad():
-        for start in range(indices.start, indices.stop, batch):
-            chosen = range(start, min(start + batch, indices.stop))
-            generate(pipeline, job, chosen)
-            recorder.paths[-1] = recorder.paths[-1].first(len(chosen))  # some guided pipelines step both halves, which are the same
-            if told is not None:
-                told(f"teacher: {min(start + batch, indices.stop) - indices.start} of {len(indices)} images")
-    return stacked(recorder.paths)

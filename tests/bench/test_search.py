@@ -14,7 +14,8 @@ from vis_accel.errors import NotApplicableError, UnknownNameError, UsageError
 from vis_accel.generation import Job
 from vis_accel.recipe import Recipe
 from vis_accel.samplers.heun import Heun
-from vis_accel.schedule_search import _run, search
+from vis_accel.schedule_search import search
+from vis_accel.trajectories import record
 
 pytestmark = pytest.mark.usefixtures("standin")
 SMALL = {"images": 8, "trial": 4, "grid": 8, "moves": 6, "batch": 3}
@@ -42,7 +43,7 @@ def test_the_teachers_path_is_that_of_heun_knot_by_knot_and_has_a_row_an_image()
     pipeline.set_progress_bar_config(disable=True)
     before = dict(vars(pipeline))
     job = Job(class_labels=(0, 1, 2), guidance_scale=2.0)
-    path = _run(pipeline, Heun(steps=4, schedule="karras"), job, range(5), 3)
+    path = record(pipeline, Heun(steps=4, schedule="karras"), job, range(5), 3)
     assert vars(pipeline) == before
     assert {len(x) for x in (*path.points, *path.denoised)} == {5}
     for k in (1, 2, 3):  # D of a knot and the point of the one before give the predictor; the corrector needs D there, so check the end

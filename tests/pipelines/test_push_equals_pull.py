@@ -12,6 +12,7 @@ from pipelines.tiny import EDITING, TINIES, Tiny, normal
 from torch import Tensor
 
 from vis_accel import accelerate
+from vis_accel.errors import NotApplicableError
 from vis_accel.recipe import Recipe
 from vis_accel.samplers import NoiseModel, Solver, plan, sample, schedules
 from vis_accel.samplers.driver import LatentNoise
@@ -32,6 +33,10 @@ SOLVERS = (
     "deis",
     "singlestep(order=3)",
     "dpm-sde(order=3)",
+    "pndm",
+    "plms",
+    "heun(churn=0.2)",
+    "restart(low=0.5, high=2.0)",
 )
 BATCH = (0, 1)
 
@@ -103,10 +108,20 @@ def test_learned_variance_reaches_the_scheduler() -> None:
     tiny = TINIES["DDPMPipeline"]
     pipe = diffusers.DDPMPipeline(*_learned_variance(tiny))
     pipe.set_progress_bar_config(disable=True)
-    with accelerate(pipe, "ddpm"):
-        found = tiny.call(pipe)
-        knots = schedules.create("trailing", 4, NoiseModel.from_config(pipe.scheduler.config))
-        assert_equal(found, expected(tiny, pipe, "ddpm", 1.0, knots))
+    knots = schedules.create("trailing", 4, NoiseModel.from_config(pipe.scheduler.config))
+    images = {}
+    for text in ("ddpm", "ddpm(variance='learned')"):
+        with accelerate(pipe, text):
+            images[text] = tiny.call(pipe)
+            assert_equal(images[text], expected(tiny, pipe, text, 1.0, knots))
+    assert not torch.equal(*images.values())
+
+
+def test_a_network_that_learned_no_variance_is_told_so() -> None:
+    tiny = TINIES["DDPMPipeline"]
+    pipe = tiny.build()
+    with accelerate(pipe, "ddpm(variance='learned')"), pytest.raises(NotApplicableError, match="did not learn a variance"):
+        tiny.call(pipe)
 
 
 def _learned_variance(tiny: Tiny) -> tuple[Any, Any]:

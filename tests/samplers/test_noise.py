@@ -12,7 +12,7 @@ from torch import Tensor
 from vis_accel.errors import NotApplicableError, UnknownNameError, UsageError
 from vis_accel.samplers import SIGMA_CAP, Evaluation, NoiseModel, create, sample, schedules
 from vis_accel.samplers.betas import SCHEDULES
-from vis_accel.samplers.noise import dynamic_threshold
+from vis_accel.samplers.noise import dynamic_threshold, split_variance
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 
@@ -181,24 +181,23 @@ def test_dynamic_threshold_is_that_of_diffusers() -> None:
 def test_learned_variance_runs_between_its_two_bounds() -> None:
     from diffusers import DDPMScheduler
 
+    from vis_accel.samplers.ddpm import variance_bounds
+
     stock = DDPMScheduler(variance_type="learned_range", clip_sample=False)
     noise = NoiseModel.from_config(stock.config)
     for t in (1, 2, 40, 999):
         v = torch.tensor([-1.0, 0.3, 1.0]).reshape(1, 1, 3)
-        mean, log_variance = noise.split_variance(torch.cat([2 + v, v], dim=1), noise.sigma_at(t))
+        mean, share = split_variance(torch.cat([2 + v, v], dim=1))
         assert torch.equal(mean, 2 + v)
-        torch.testing.assert_close(log_variance, stock._get_variance(t, predicted_variance=v), rtol=2e-3, atol=1e-4)
+        s, below = noise.sigma_at(t), noise.sigma_at(t - 1)
+        small, large = (2 * math.log(noise.alpha(below)) + math.log(bound) for bound in variance_bounds(s, below))
+        expected = stock._get_variance(t, predicted_variance=v)
+        torch.testing.assert_close((1 - share) * small + share * large, expected, rtol=2e-3, atol=1e-4)
 
 
-def test_learned_variance_at_the_last_step_is_finite_and_respacing_changes_it() -> None:
-    noise, output = model(), torch.zeros(1, 2, 3)
-    assert bool(noise.split_variance(output, noise.sigma_min)[1].isfinite().all())
-    native, respaced = (noise.split_variance(output, noise.sigma_at(500), t)[1] for t in (None, noise.sigma_at(400)))
-    assert bool((respaced > native + 1).all())
+def test_a_learned_variance_needs_two_channels_for_each_of_the_image() -> None:
     with pytest.raises(UsageError, match="even number"):
-        noise.split_variance(torch.zeros(1, 3, 4), 1.0)
-    with pytest.raises(UsageError, match="vp network"):
-        model("flow_prediction").split_variance(output, 1.0)
+        split_variance(torch.zeros(1, 3, 4))
 
 
 # The denoiser.
@@ -223,8 +222,8 @@ def test_denoiser_cuts_a_learned_variance_off_and_keeps_it() -> None:
     noise, x = model(), seeded(2, 3, 4)
     answer = noise.denoiser(lambda x_t, time: torch.cat([0.5 * x_t, torch.ones_like(x_t)], dim=1))(x, 2.0)
     torch.testing.assert_close(answer.denoised, noise.denoiser(lambda x_t, time: 0.5 * x_t)(x, 2.0).denoised)
-    assert answer.log_variance is not None
-    assert answer.log_variance.shape == x.shape
+    assert answer.share is not None
+    assert torch.equal(answer.share, torch.ones_like(x))
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "flow_prediction"])

@@ -22,6 +22,8 @@ DETERMINISTIC: list[tuple[str, dict[str, Any]]] = [
     *[("dpmpp", {"order": p}) for p in (1, 2, 3)],
     *[(name, {"order": p}) for name in ("ipndm", "adams", "deis") for p in (1, 2, 3, 4)],
     *[("singlestep", {"order": p}) for p in (2, 3)],
+    *[(name, {}) for name in ("pndm", "plms")],
+    *[("dpm", {"order": 3, "prediction": m, "third": "published"}) for m in ("data", "noise")],
     *[("unipc", {"order": p, "variant": b, "corrector": c}) for p in (1, 2, 3) for b in ("bh1", "bh2") for c in (False, True)],
 ]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -70,6 +71,21 @@ def test_variance_converges_to_that_of_the_data(solver: Solver) -> None:
         return abs(moments(solver, knots, 0.4, 0.6)[1] - (0.6**2 + 0.05**2))
 
     assert miss(40) / miss(160) == pytest.approx(4, rel=0.35)  # first order
+
+
+@pytest.mark.parametrize(
+    "finer",
+    [lambda n: create("heun", churn=4 / n), lambda n: create("restart", low=0.3, high=2.0, inner=n // 2, times=3)],
+    ids=["churn", "restart"],
+)
+def test_noise_that_is_added_and_taken_away_leaves_the_variance(finer: Callable[[int], Solver]) -> None:
+    def miss(n: int) -> float:
+        solver = finer(n)
+        knots = [20.0 * (0.05 / 20.0) ** (i / n) for i in range(n + 1)]
+        return abs(moments(solver, knots, 0.4, 0.6)[1] - (0.6**2 + 0.05**2))
+
+    assert miss(80) < 2e-3
+    assert math.log2(miss(80) / miss(160)) == pytest.approx(2, abs=0.4)
 
 
 @pytest.mark.parametrize("solver", [create("ddpm"), create("ddpm", variance="fixed-large"), create("ddim", eta=1.0)], ids=str)

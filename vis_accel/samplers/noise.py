@@ -44,11 +44,12 @@ class Evaluation(NamedTuple):
 
     Attributes:
         denoised: D(x; sigma), the image expected under the noise; shape of x.
-        log_variance: of the network's own one-time step in its own scale, if it learned one (`NoiseModel.split_variance`).
+        share: where the variance of a step lies between its two bounds, 0 the smaller, 1 the larger, if the network learned it
+            (`split_variance`); shape of x.
     """
 
     denoised: Tensor
-    log_variance: Tensor | None = None
+    share: Tensor | None = None
 
 
 Denoiser = Callable[[Tensor, float], Evaluation]
@@ -194,28 +195,6 @@ class NoiseModel:
             return dynamic_threshold(image, *self.threshold)
         return image if self.clip is None else image.clamp(-self.clip, self.clip)
 
-    def split_variance(self, output: Tensor, sigma: float, sigma_next: float | None = None) -> tuple[Tensor, Tensor]:
-        """Splits the output of a learned-variance network (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
-
-        Args:
-            output: [B, 2C, ...]: the prediction, then v, which runs from -1 (smallest variance) to 1 (largest).
-            sigma: the noise level of the network's input.
-            sigma_next: the level stepped to; None: that of the time before, 0 from time 0.
-
-        Returns:
-            The prediction [B, C, ...] and log variance [B, C, ...] of x_t after the step, in the network's scale.
-        """
-        if self.kind != "vp" or output.shape[1] % 2:
-            raise UsageError(f"A learned variance needs a vp network and an even number of channels; got {self.kind}, {output.shape[1]}.")
-        prediction, v = output.chunk(2, dim=1)
-        time = self.time_at(sigma)
-        t = sigma_next if sigma_next is not None else (self.sigma_at(time - 1) if time >= 1 else 0.0)
-        # At the last step the smaller variance is 0: as in the paper's code, the logarithm of time 1 is used instead.
-        log_small = math.log(_variances(sigma, t)[0] if t > 0 else _variances(self.table[1], self.table[0])[0])
-        log_large = math.log(_variances(sigma, t)[1])
-        f = (v + 1) / 2
-        return prediction, f * log_large + (1 - f) * log_small
-
     def denoiser(self, network: Callable[[Tensor, float], Tensor], *, round_times: bool = False) -> Denoiser:
         """Wraps a network for the pull form of sampling.
 
@@ -230,10 +209,10 @@ class NoiseModel:
         def denoise(x: Tensor, sigma: float) -> Evaluation:
             sample = self.alpha(sigma) * x
             time = self.time_at(sigma)
-            output, log_variance = network(sample, float(round(time)) if round_times else time), None
+            output, share = network(sample, float(round(time)) if round_times else time), None
             if x.ndim > 1 and output.shape[1] == 2 * x.shape[1]:
-                output, log_variance = self.split_variance(output, sigma)
-            return Evaluation(self.denoised(output, sample, sigma), log_variance)
+                output, share = split_variance(output)
+            return Evaluation(self.denoised(output, sample, sigma), share)
 
         return denoise
 
@@ -256,7 +235,16 @@ def dynamic_threshold(image: Tensor, ratio: float, largest: float) -> Tensor:
     return image.clamp(-s, s) / s
 
 
-def _variances(s: float, t: float) -> tuple[float, float]:
-    """The two bounds of a reverse step's variance, sigma s -> t, in the VP scale: (posterior, forward beta)."""
-    beta = (s * s - t * t) / (1 + s * s)
-    return beta * (t * t / (1 + t * t)) * ((1 + s * s) / (s * s)), beta
+def split_variance(output: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits the output of a learned-variance network (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
+
+    Args:
+        output: [B, 2C, ...]: the prediction, then v, which runs from -1 (smallest variance) to 1 (largest).
+
+    Returns:
+        The prediction and (v + 1) / 2, both [B, C, ...]. Between which bounds is the step's business: a longer step has wider ones.
+    """
+    if output.shape[1] % 2:
+        raise UsageError(f"A learned variance needs an even number of channels; got {output.shape[1]}.")
+    prediction, v = output.chunk(2, dim=1)
+    return prediction, (v + 1) / 2

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vis_accel.samplers.driver import LatentNoise
-from vis_accel.samplers.noise import Evaluation, NoiseModel
+from vis_accel.samplers.noise import Evaluation, NoiseModel, split_variance
 from vis_accel.samplers.solver import Solver
 
 
@@ -48,14 +48,14 @@ class Push:
         Returns:
             The network's next input and the denoised image, both in the dtype of `sample`.
         """
-        wide, log_variance, alpha = _widened(sample), None, self.noise.alpha(self.sigma)
+        wide, share, alpha = _widened(sample), None, self.noise.alpha(self.sigma)
         if output.shape[1] == 2 * sample.shape[1]:
-            output, log_variance = self.noise.split_variance(_widened(output), self.sigma)
+            output, share = split_variance(_widened(output))
         # By value: pipelines stack and cut the tensor they were given, callbacks edit it in place.
         x = torch.where(sample == (alpha * self.x).to(sample.dtype), self.x, wide / alpha)
         denoised = self.noise.denoised(_widened(output), wide, self.sigma)
         try:
-            self.x, self.sigma = self.generator.send((x, Evaluation(denoised, log_variance)))
+            self.x, self.sigma = self.generator.send((x, Evaluation(denoised, share)))
         except StopIteration as end:
             self.finished, self.x, self.sigma = True, end.value, 0.0
         return (self.noise.alpha(self.sigma) * self.x).to(sample.dtype), denoised.to(sample.dtype)

@@ -176,15 +176,18 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """As diffusers': the index, in `timesteps`, of the first request of the next run; it must be the first request of a step."""
+        if begin_index == 0:
+            self._first = 0
+            return
         knot = bisect_left(range(len(self.knots) - 1), begin_index, key=self._first_request)
-        if self._first_request(knot) != begin_index:
+        if self._first_request(knot) != begin_index or self.requests[begin_index] != self.knots[knot]:
             raise UsageError(f"{self.solver.name} cannot start at call {begin_index}: that is inside a step.")
         self._first = knot
 
     def _first_request(self, knot: int) -> int:
         if knot == 0 or self.order == 1:
             return knot
-        return len(self.requests) - (len(plan(self.solver, self.knots[knot:])) if knot < len(self.knots) - 1 else 0)
+        return len(self.requests) - (len(plan(self.solver.resumed(), self.knots[knot:])) if knot < len(self.knots) - 1 else 0)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The identity: samples are kept in the network's own scale."""
@@ -229,7 +232,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         """
         self._refuse(eta, options)
         if self._run is None:
-            self._run = Push(self.solver, self.noise, self.knots[self._first :], sample)
+            solver = self.solver.resumed() if self._first else self.solver
+            self._run = Push(solver, self.noise, self.knots[self._first :], sample)
         previous, denoised = self._run.advance(model_output, sample)
         if self._run.finished:
             self._run = None

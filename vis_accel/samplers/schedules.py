@@ -8,7 +8,7 @@ Times    leading, trailing, linspace (Lin et al. 2024, arXiv:2305.08891, table 2
          the time (Zhang and Chen 2022, arXiv:2204.13902, appendix H.3, kappa = 2), whole or not.
 Sigmas   logsnr (Lu et al. 2022, arXiv:2206.00927, sec. 3.4) is geometric in sigma; karras (Karras et al. 2022, arXiv:2206.00364,
          eq. 5, rho = 7) is linear in sigma^(1/7). Both need a finite first sigma.
-Tables   ays: ten steps found for one model each (Sabour et al. 2024, arXiv:2404.14507, sec. 3), as diffusers has them; other numbers of
+Tables   ays: ten steps found for one model each (Sabour et al. 2024, arXiv:2404.14507, sec. 3); other numbers of
          steps by interpolation of log sigma (appendix). Only for the models they were found for: `NoiseModel.family`.
 Flow     flow is the ramp of s from 1 to the model's `ramp_end`, then its shift (Esser et al. 2024, arXiv:2403.03206, eq. 23);
          trailing on a flow model ends the ramp at 1/n.
@@ -45,8 +45,10 @@ NAMES: dict[str, str] = {
 _WHOLE_TIMES = ("leading", "trailing", "linspace", "quadratic", "beta")
 _BETA = 0.6  # both parameters
 _KAPPA = 2
-_ALIGNED = {"sd": "StableDiffusionSigmas", "sdxl": "StableDiffusionXLSigmas"}  # family -> name of diffusers' table
-_ALIGNED_END = 0.029  # the last sigma of both tables as published; diffusers has 0
+_ALIGNED = {  # family -> the eleven sigmas as published
+    "sd": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+}
 RHO = 7.0  # Karras et al., appendix D.1: 5 .. 10 look best
 
 
@@ -201,12 +203,10 @@ def _sigma_space(name: str, n: int, noise: NoiseModel, end: str) -> list[float]:
 
 def _aligned(n: int, noise: NoiseModel) -> list[float]:
     """The knots before the end, from the table of the model's family."""
-    from diffusers.schedulers.scheduling_utils import AysSchedules
-
     if noise.family not in _ALIGNED:
         reason = "is a table for Stable Diffusion 1 and SDXL, found for these networks alone"
         raise _unfit("ays", reason, noise, instead="vis-accel schedule finds knots for any other")
-    table = np.log([*AysSchedules[_ALIGNED[noise.family]][:-1], _ALIGNED_END])
+    table = np.log(_ALIGNED[noise.family])
     inner = np.exp(np.interp(np.linspace(0, 1, n + 1), np.linspace(0, 1, len(table)), table))[:-1].tolist()
     return [min(inner[0], noise.sigma_max), *inner[1:]]
 

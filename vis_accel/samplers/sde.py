@@ -37,6 +37,11 @@ class DpmSde(Multistep):
     def convergence_order(self) -> int:
         return 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.third != "exact":
+            raise self.refused("third", "must be exact: the published third order of this solver has a sign error")
+
     def solve(self, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None, history: Sequence[Past] = ()) -> Solve:
         n = len(sigmas) - 1
         lower = self.lower_order_final and n < FEW_STEPS

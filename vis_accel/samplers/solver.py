@@ -104,6 +104,10 @@ class Solver(Method):
         """The order of convergence; where it can be chosen, the option of that name."""
         return self.convergence_order
 
+    def resumed(self) -> Solver:
+        """The solver of a run that begins at a later knot of its plan: without what only the first steps of a run do."""
+        return self
+
     @abstractmethod
     def solve(self, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None, history: Sequence[Past] = ()) -> Solve:
         """Runs from sigmas[0] to sigmas[-1]; see the module's text for the protocol.

@@ -1,0 +1,167 @@
+"""Every solver on every schedule it takes, at equal numbers of calls: how far it ends from a converged trajectory, and the FID of the best.
+
+    python samplers/compare.py screen --model cifar10-dit      64 images a row, hours; goes on where it was
+    python samplers/compare.py fid --model cifar10-dit         5,000 images for the best two of each number of calls
+
+`screen` runs a teacher (Heun, 200 steps on a Karras grid) once, and then each solver on the same seeds. A row is the root mean square
+difference of the samples the network ends with: latents or pixels, of about unit size. Solvers that take several calls a step get as many
+steps as the calls allow. Stochastic solvers go nowhere in particular, so only their FID can be compared.
+
+`fid` takes rows from the front of the screening, and DDIM at 100 steps beside them. Results go to samplers/results/compare-MODEL.json;
+`python eval/write_figures.py` makes the tables of samplers/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vis_accel.errors import NotApplicableError, UsageError
+from vis_accel.eval.features import extract
+from vis_accel.eval.fid import fid_with_interval
+from vis_accel.files import write_atomic
+from vis_accel.gallery import CACHE, Gallery
+from vis_accel.generation import Job
+from vis_accel.machine import commit, machine, versions
+from vis_accel.pipelines import view
+from vis_accel.recipe import Recipe
+from vis_accel.samplers import NoiseModel, Solver, plan
+from vis_accel.samplers.heun import Heun
+from vis_accel.trajectories import apart, record
+from vis_accel.zoo import describe, load
+from vis_accel.zoo.measured import yardstick_for
+
+RESULTS = Path(__file__).parent / "results"
+CALLS = (4, 5, 6, 8, 10, 15, 20, 50)
+SOLVERS = (
+    "ddim", "heun", "dpm(order=2)", "dpm(order=3)", "dpm(order=2, prediction='noise')", "unipc(order=2)", "unipc(order=3)",
+    "ipndm(order=2)", "ipndm(order=3)", "ipndm(order=4)", "adams(order=2)", "adams(order=3)", "deis(order=2)", "deis(order=3)",
+    "singlestep(order=2)", "singlestep(order=3)", "plms", "pndm", "dpm(order=3, third='published')",
+)  # fmt: skip
+SCHEDULES = ("trailing", "leading", "linspace", "quadratic", "beta", "time-power", "logsnr", "karras")
+IMAGES = 64
+SAMPLES = 5000
+REFERENCE = "ddim(steps=100)"
+FRONT = 2  # rows of each number of calls that are scored
+
+
+def screen(model: str, calls: tuple[int, ...], solvers: tuple[str, ...]) -> None:
+    """Fills in the rows that are missing."""
+    path, found = RESULTS / f"compare-{model}.json", _read(model)
+    pipeline: Any = load(model)
+    pipeline.set_progress_bar_config(disable=True)
+    noise, job = view(pipeline).noise, Job(**describe(model).job)
+    target = _teacher(model, pipeline, job)
+    done = {(row["solver"], row["schedule"], row["calls"]) for row in found["rows"]}
+    for count in calls:
+        for text in solvers:
+            for schedule in SCHEDULES:
+                solver = solver_of(text, schedule, count, noise)
+                if (text, schedule, count) in done or solver is None:
+                    continue
+                error = apart(record(pipeline, solver, job, range(IMAGES), IMAGES).points[-1], target)
+                used = len(plan(solver, solver.knots(None, noise)))
+                found["rows"].append({"solver": text, "schedule": schedule, "calls": count, "used": used, "error": round(error, 5)})
+                print(f"{model}: {solver} {used} calls {error:.4f}", flush=True)
+        write_atomic(path, json.dumps(found | _made(), indent=1) + "\n")
+
+
+def solver_of(text: str, schedule: str, calls: int, noise: NoiseModel) -> Solver | None:
+    """The solver with the most steps that make at most `calls` calls; None if even one step makes more, or the schedule does not fit."""
+    method: Any = Recipe.parse(text).methods[0]
+    best = None
+    for steps in range(1, calls + 1):
+        try:
+            solver: Solver = replace(method, schedule=schedule, steps=steps)
+            if len(plan(solver, solver.knots(None, noise))) <= calls:
+                best = solver
+        except (NotApplicableError, UsageError):
+            return None
+    return best
+
+
+def _teacher(model: str, pipeline: Any, job: Job) -> Tensor:
+    """The converged samples, made once and kept beside the images."""
+    from safetensors.torch import load_file, save
+
+    path = CACHE / f"{model}-{describe(model).sha256[:12]}" / f"converged-{IMAGES}.safetensors"
+    if not path.exists():
+        end = record(pipeline, Heun(steps=200, schedule="karras"), job, range(IMAGES), IMAGES).points[-1]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, save({"end": end.contiguous()}))
+    return load_file(path)["end"]
+
+
+def fid(model: str, calls: tuple[int, ...], extra: tuple[str, ...]) -> None:
+    """Scores the front."""
+    path, found = RESULTS / f"compare-{model}.json", _read(model)
+    scale = yardstick_for(model, None)
+    if scale is None:
+        raise SystemExit(f"{model} has no yardstick")
+    recipes = [REFERENCE, *extra]
+    noise = view(load(model)).noise
+    for count in calls:
+        rows = sorted((row for row in found["rows"] if row["calls"] == count), key=lambda row: row["error"])
+        best: dict[str, str] = {}
+        for row in rows:  # one row of a family: its orders make nearly the same images
+            solver = solver_of(row["solver"], row["schedule"], count, noise)
+            best.setdefault(row["solver"].partition("(")[0], str(solver))
+        recipes += list(best.values())[:FRONT]
+    done = {row["recipe"] for row in found["fid"]}
+    for text in recipes:
+        if text in done:
+            continue
+        gallery = Gallery(model, (text,))
+        contender = gallery.stage.candidates[0]
+        features = extract(scale.net, gallery.images(contender, SAMPLES).split(500))
+        solver: Any = Recipe.parse(text).methods[0]
+        interval = fid_with_interval(features, scale.reference.statistics)
+        used = len(plan(solver, solver.knots(contender.job.steps, noise)))
+        row = {"recipe": text, "calls": used, "n": SAMPLES, "fid": interval.value, "interval": str(interval), "floor": scale.floor(SAMPLES)}
+        found["fid"].append(row)
+        print(row, flush=True)
+        write_atomic(path, json.dumps(found | _made() | {"measure": scale.fid}, indent=1) + "\n")
+
+
+def _read(model: str) -> dict[str, Any]:
+    path, sha256 = RESULTS / f"compare-{model}.json", describe(model).sha256
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text())
+        if found["sha256"] == sha256:
+            return found
+        print(f"{path} is of other weights: beginning anew", flush=True)
+    job = asdict(Job(**describe(model).job))
+    return {
+        "model": model,
+        "sha256": sha256,
+        "job": job,
+        "teacher": "heun(steps=200, schedule='karras')",
+        "n": IMAGES,
+        "rows": [],
+        "fid": [],
+    }
+
+
+def _made() -> dict[str, Any]:
+    return {"machine": machine(), "versions": versions(), "commit": commit()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("screen", "fid"))
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--calls", type=int, nargs="+", default=CALLS)
+    parser.add_argument("--solver", nargs="+", default=SOLVERS, help="for screen: which")
+    parser.add_argument("--recipe", nargs="+", default=(), help="for fid: rows beside the front")
+    given = parser.parse_args()
+    with torch.inference_mode():
+        if given.what == "screen":
+            screen(given.model, tuple(given.calls), tuple(given.solver))
+        else:
+            fid(given.model, tuple(given.calls), tuple(given.recipe))
