@@ -51,7 +51,7 @@ REFERENCE = "ddim(steps=100)"
 FRONT = 2  # rows of each number of calls that are scored
 
 
-def screen(model: str, calls: tuple[int, ...], solvers: tuple[str, ...]) -> None:
+def screen(model: str, calls: tuple[int, ...], solvers: tuple[str, ...], chosen: tuple[str, ...]) -> None:
     """Fills in the rows that are missing."""
     path, found = RESULTS / f"compare-{model}.json", _read(model)
     pipeline: Any = load(model)
@@ -61,7 +61,7 @@ def screen(model: str, calls: tuple[int, ...], solvers: tuple[str, ...]) -> None
     done = {(row["solver"], row["schedule"], row["calls"]) for row in found["rows"]}
     for count in calls:
         for text in solvers:
-            for schedule in SCHEDULES:
+            for schedule in chosen:
                 solver = solver_of(text, schedule, count, noise)
                 if (text, schedule, count) in done or solver is None:
                     continue
@@ -158,10 +158,11 @@ if __name__ == "__main__":
     parser.add_argument("--model", required=True)
     parser.add_argument("--calls", type=int, nargs="+", default=CALLS)
     parser.add_argument("--solver", nargs="+", default=SOLVERS, help="for screen: which")
+    parser.add_argument("--schedule", nargs="+", default=SCHEDULES, help="for screen: which")
     parser.add_argument("--recipe", nargs="+", default=(), help="for fid: rows beside the front")
     given = parser.parse_args()
     with torch.inference_mode():
         if given.what == "screen":
-            screen(given.model, tuple(given.calls), tuple(given.solver))
+            screen(given.model, tuple(given.calls), tuple(given.solver), tuple(given.schedule))
         else:
             fid(given.model, tuple(given.calls), tuple(given.recipe))
