@@ -19,7 +19,7 @@ from vis_accel.record import Card, Quantity, Record, undominated
 from vis_accel.zoo import describe
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "samplers/README.md", "eval/README.md", "docs/diffusion.md")
+PAGES = ("README.md", "samplers/README.md", "eval/README.md", "docs/diffusion.md", "docs/which-sampler.md")
 BLOCK = re.compile(r"<!-- figures: ([a-z-]+) -->\n.*?<!-- /figures -->", re.DOTALL)
 
 
@@ -42,12 +42,90 @@ def bench_table() -> str:
 
 
 def sampler_table() -> str:
-    """The comparison of the samplers' workbench."""
-    folder = ROOT / "samplers/results/cifar10-dit"
-    if not (folder / "card.json").exists():
-        return "Not measured yet."
-    card = Card.load(folder)
-    return f"n = {card.baseline.n}, guidance {card.baseline.settings['guidance_scale']}.\n\n{_table(card)}"
+    """The comparison of all solvers on all schedules, model by model."""
+    parts = [_compared(_json(f"samplers/results/{path.name}")) for path in sorted((ROOT / "samplers/results").glob("compare-*.json"))]
+    return "\n\n".join(parts) if parts else "Not measured yet."
+
+
+def _compared(found: dict[str, Any]) -> str:
+    """Of one model: the nearest three of each number of calls, then what was scored."""
+    lines = [
+        f"**`{found['model']}`**: root mean square difference from {found['teacher']} on {found['n']} seeds; the nearest row of each of "
+        f"the nearest three solvers, of {len(found['rows'])} rows in all.",
+        "| calls | nearest | second | third | DDIM's best |\n|---|---|---|---|---|",
+    ]
+    for calls in sorted({row["calls"] for row in found["rows"]}):
+        best = best_by_solver(found, calls)
+        ddim = next((row for row in best if row["solver"] == "ddim"), None)
+        cells = [*map(_nearness, best[:3]), _nearness(ddim) if ddim else "-"]
+        lines[-1] += f"\n| {calls} | {' | '.join(cells)} |"
+    if found["fid"]:
+        first = found["fid"][0]
+        lines.append(
+            f"{found['measure']} of the nearest rows, n = {first['n']:,}, floor {first['floor']:.3g}:\n\n"
+            f"| recipe | calls | {found['measure']} |\n|---|---|---|"
+        )
+        for row in sorted(found["fid"], key=lambda row: (row["calls"], row["fid"])):
+            lines[-1] += f"\n| `{_unnumbered(row['recipe'])}` | {row['calls']} | {row['interval']} |"
+    return "\n\n".join(lines)
+
+
+def best_by_solver(found: dict[str, Any], calls: int) -> list[dict[str, Any]]:
+    """The nearest row of each family of solvers at that number of calls, the nearest first."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in sorted((row for row in found["rows"] if row["calls"] == calls), key=lambda row: float(row["error"])):
+        best.setdefault(row["solver"].partition("(")[0], row)
+    return list(best.values())
+
+
+BANDS = ((4, 6), (8, 10), (15, 20))
+
+
+def which_sampler() -> str:
+    """In words: which solver and schedule come nearest in each band of calls, and how far DDIM is behind."""
+    files = sorted((ROOT / "samplers/results").glob("compare-*.json"))
+    return "\n\n".join(_advice(_json(f"samplers/results/{path.name}")) for path in files) if files else "Not measured yet."
+
+
+def _advice(found: dict[str, Any]) -> str:
+    lines = [f"On `{found['model']}`, where 1 is the nearest row of that number of calls (mean over the calls of the band):"]
+    head = "\n| calls | best solver and schedule | next solver | DDIM, its best schedule |\n|---|---|---|---|"
+    body = ""
+    for low, high in BANDS:
+        ratios = _ratios(found, [calls for calls in sorted({row["calls"] for row in found["rows"]}) if low <= calls <= high])
+        if not ratios:
+            continue
+        ranked = sorted(ratios.items(), key=lambda item: item[1])
+        best = ranked[0]
+        other = next((item for item in ranked if _family(item[0]) != _family(best[0])), best)
+        ddim = min((item for item in ranked if _family(item[0]) == "ddim"), key=lambda item: item[1], default=None)
+        cells = [f"`{solver}` {schedule}: {value:.2f}" for (solver, schedule), value in (best, other, *([ddim] if ddim else []))]
+        body += f"\n| {low} to {high} | {' | '.join(cells)} |"
+    return lines[0] + "\n" + head + body
+
+
+def _family(row: tuple[str, str]) -> str:
+    return row[0].partition("(")[0]
+
+
+def _ratios(found: dict[str, Any], band: list[int]) -> dict[tuple[str, str], float]:
+    """(solver, schedule) -> mean over the band of its error over the least one, for what was run at every number of calls of it."""
+    least = {calls: min(row["error"] for row in found["rows"] if row["calls"] == calls) for calls in band}
+    kept: dict[tuple[str, str], list[float]] = {}
+    for row in found["rows"]:
+        if row["calls"] in least:
+            kept.setdefault((row["solver"], row["schedule"]), []).append(row["error"] / least[row["calls"]])
+    return {key: sum(values) / len(values) for key, values in kept.items() if len(values) == len(band)}
+
+
+def _nearness(row: dict[str, Any]) -> str:
+    used = "" if row["used"] == row["calls"] else f", {row['used']} calls"
+    return f"`{row['solver']}` {row['schedule']}{used}: {row['error']:.3g}"
+
+
+def _unnumbered(recipe: str) -> str:
+    """A recipe with its searched knots left out of print."""
+    return re.sub(r"schedule=\([^)]*\)", "schedule=(searched)", recipe)
 
 
 def overhead() -> str:
@@ -116,7 +194,7 @@ def picture() -> str:
 
 FIGURES: dict[str, Callable[[], str]] = {
     "bench": bench_table, "samplers": sampler_table, "overhead": overhead, "bundle": bundle, "picture": picture,
-    "second-opinion": second_opinion,
+    "second-opinion": second_opinion, "which-sampler": which_sampler,
 }  # fmt: skip
 
 

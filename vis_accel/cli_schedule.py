@@ -28,6 +28,7 @@ def run(
     format: str,
 ) -> None:
     """Searches, reports progress on stderr, prints the recipe on stdout."""
+    from vis_accel.samplers.stored import keep
     from vis_accel.schedule_search import search
 
     quiet = format in ("json", "quiet")
@@ -37,6 +38,7 @@ def run(
     )  # fmt: skip
     if output is not None:
         found.save(output)
+    kept = keep(found.stored())
     if format == "json":
         typer.echo(json.dumps(asdict(found)))
         return
@@ -45,4 +47,5 @@ def run(
         typer.echo(f"nearest to the teacher: {best.name}, root mean square distance {best.error:.4f}", err=True)
         if not best.name.startswith("searched"):
             typer.echo(f"the search found nothing better than the fixed schedule {best.name!r}", err=True)
+        typer.echo(f"kept in {kept}: on this model {found.short()} now means these knots", err=True)
     typer.echo(found.recipe)

@@ -97,6 +97,13 @@ class PipelineView:
         """
         return replace(NoiseModel.from_config(self.pipeline.scheduler.config), family=self.traits.family)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the denoiser's weights as they are loaded; reads all of them."""
+        from vis_accel.eval.features import digest
+
+        return digest(self.denoiser)
+
     def install_scheduler(self, handle: Handle, scheduler: Any) -> None:
         """Puts `scheduler` in the pipeline's place for one while `handle` lives.
 

@@ -8,7 +8,7 @@ programming over it proposes knots (`samplers.searched`); the best of these and 
 All of them then run on seeds the search has not seen, and are ranked by the root mean square distance of their samples from the teacher's
 on the same seeds. A search that finds nothing better than a fixed schedule says so.
 
-Cost     in calls: (2 x grid - 1) for each of `images` + `trial`, then calls x (`moves` + 7) for each of 32 images and calls x 8 for each of
+Cost     in calls: (2 x grid - 1) for each of `images` + `trial`, then calls x (`moves` + 8) for each of 32 images and calls x 9 for each of
          `trial`.
 Seeds    lie a million away from the ones asked for, so that a benchmark of the recipe does not score what it was fitted to.
 """
@@ -29,12 +29,13 @@ from vis_accel.recipe import Recipe
 from vis_accel.samplers import SIGMA_CAP, Solver, schedules
 from vis_accel.samplers.heun import Heun
 from vis_accel.samplers.searched import best_path, check_searchable, knots_of, refine, step_errors
+from vis_accel.samplers.stored import Stored
 from vis_accel.trajectories import apart, record
 from vis_accel.zoo.opened import Placement, open_pipeline
 
 __all__ = ["Found", "Tried", "search"]
 
-FIXED = ("trailing", "linspace", "quadratic", "logsnr", "karras")
+FIXED = ("trailing", "linspace", "quadratic", "beta", "logsnr", "karras")
 SEEDS_APART = 1_000_000
 MOST_REFINED = 32  # images of a run in the refinement
 POWERS = (1.0, 2.0)  # of the errors that are summed: the second minds the largest more
@@ -55,6 +56,7 @@ class Found:
 
     Attributes:
         model, model_sha256: what was searched on.
+        network: hash of the denoiser's weights, which `schedule="searched"` looks for.
         recipe: the solver with the best knots.
         tried: every candidate, the best first.
         settings: images, seeds, grid and guidance of the search.
@@ -62,6 +64,7 @@ class Found:
 
     model: str
     model_sha256: str
+    network: str
     recipe: str
     tried: tuple[Tried, ...]
     settings: dict[str, Any]
@@ -69,6 +72,20 @@ class Found:
     def save(self, path: str | Path) -> None:
         """Writes everything as JSON, atomically."""
         write_atomic(path, json.dumps(asdict(self), indent=1) + "\n")
+
+    def short(self) -> str:
+        """The recipe by which the knots are found again."""
+        solver: Any = Recipe.parse(self.recipe).methods[0]
+        return str(replace(solver, steps=self.settings["calls"], schedule="searched"))
+
+    def stored(self) -> Stored:
+        """The best knots, in the form that `samplers.stored` keeps."""
+        solver: Any = Recipe.parse(self.recipe).methods[0]
+        best, settings = self.tried[0], self.settings
+        made = (
+            f"{best.name}; {settings['images']} images, guidance {settings['job']['guidance_scale']}, teacher of {settings['grid']} steps"
+        )
+        return Stored(network=self.network, solver=solver.plain(), steps=settings["calls"], knots=best.knots, made=made)
 
 
 def search(
@@ -144,7 +161,7 @@ def search(
         progress(f"{name}: {tried[-1].error:.4f}")
     tried.sort(key=lambda one: one.error)
     settings = {"images": images, "trial": trial, "moves": moves, "grid": grid, "calls": calls, "job": asdict(wanted)}
-    return Found(model, opened.sha256, str(replace(method, schedule=tried[0].knots)), tuple(tried), settings)
+    return Found(model, opened.sha256, view(pipeline).fingerprint, str(replace(method, schedule=tried[0].knots)), tuple(tried), settings)
 
 
 def _solver(text: str) -> Solver:

@@ -10,10 +10,12 @@ import torch
 
 from vis_accel import accelerate, load
 from vis_accel.cli import main
-from vis_accel.errors import NotApplicableError, UnknownNameError, UsageError
+from vis_accel.errors import DataError, NotApplicableError, UnknownNameError, UsageError
 from vis_accel.generation import Job
+from vis_accel.pipelines import view
 from vis_accel.recipe import Recipe
 from vis_accel.samplers.heun import Heun
+from vis_accel.samplers.stored import Stored, keep
 from vis_accel.schedule_search import search
 from vis_accel.trajectories import record
 
@@ -29,7 +31,7 @@ def test_the_recipe_is_the_best_of_what_was_tried_and_runs() -> None:
     (method,) = Recipe.parse(found.recipe).methods
     assert method.schedule == found.tried[0].knots  # type: ignore[attr-defined]
     assert all(len(one.knots) == 4 for one in found.tried)
-    assert any(line.startswith("teacher: 8 of 8") for line in said)
+    assert any(line.startswith("teacher, heun: 8 of 8") for line in said)
     pipeline = load("cifar10-dit")
     pipeline.set_progress_bar_config(disable=True)
     with accelerate(pipeline, found.recipe):
@@ -68,6 +70,7 @@ def test_the_command_prints_the_recipe_alone_on_stdout(
     import vis_accel.schedule_search as module
 
     monkeypatch.setattr(module, "search", partial(search, trial=4, grid=8, moves=4))
+    monkeypatch.setenv("VIS_ACCEL_CACHE", str(tmp_path / "cache"))
     with pytest.raises(SystemExit) as stop:
         main(["schedule", "--calls", "3", "--images", "16", "--output", str(tmp_path / "found.json")])
     assert stop.value.code == 0
@@ -76,6 +79,34 @@ def test_the_command_prints_the_recipe_alone_on_stdout(
     assert out.strip() == facts["recipe"]
     assert facts["model"] == "cifar10-dit"
     assert facts["settings"]["images"] == 16
+    pipeline = load("cifar10-dit")
+    with accelerate(pipeline, "dpm(steps=3, schedule='searched')"):
+        assert list(pipeline.scheduler.solver.schedule) == facts["tried"][0]["knots"]  # by name, from now on
+
+
+def test_searched_knots_are_found_for_their_network_sampler_and_steps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIS_ACCEL_CACHE", str(tmp_path))
+    pipeline = load("cifar10-dit")
+    described = view(pipeline)
+    knots = (described.noise.sigma_max, 2.0, 0.5, 0.0)
+    kept = keep(Stored(network=described.fingerprint, solver="unipc(order=3)", steps=3, knots=knots))
+    with accelerate(pipeline, "unipc(order=3, steps=3, schedule='searched')"):
+        assert pipeline.scheduler.solver.schedule == knots
+    for other in (
+        "unipc(steps=3, schedule='searched')",
+        "unipc(order=3, steps=4, schedule='searched')",
+        "dpm(steps=3, schedule='searched')",
+    ):
+        with pytest.raises(NotApplicableError, match="vis-accel schedule --model MODEL --sampler"):
+            accelerate(pipeline, other)
+    with pytest.raises(UsageError, match="belong to a number of steps"):
+        accelerate(pipeline, "dpm(schedule='searched')")
+    kept.write_text(kept.read_text().replace('"steps": 3', '"steps": 2'))
+    with pytest.raises(DataError, match="other knots than its name says"):
+        accelerate(pipeline, "unipc(order=3, steps=3, schedule='searched')")
+    kept.write_text("{")
+    with pytest.raises(DataError, match="Cannot read"):
+        accelerate(pipeline, "unipc(order=3, steps=3, schedule='searched')")
 
 
 @pytest.mark.parametrize(

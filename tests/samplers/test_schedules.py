@@ -26,6 +26,8 @@ MODELS = {"sd": SD, "linear": LINEAR, "offset": OFFSET, "cosine": COSINE, "zero-
 def fits(name: str, model: NoiseModel) -> bool:
     if model.kind == "flow":
         return name in ("auto", "flow", "trailing")
+    if name == "searched":
+        return False
     if name == "ays":
         return model.family != ""
     return name != "flow" and (model.sigma_max < SIGMA_CAP or name not in ("logsnr", "exponential", "karras"))

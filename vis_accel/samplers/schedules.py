@@ -40,6 +40,7 @@ NAMES: dict[str, str] = {
     "exponential": "the same as logsnr, by the name other tools have for it",
     "karras": "equal steps of sigma^(1/7); finite start only",
     "ays": "Align Your Steps: tables for Stable Diffusion 1 and SDXL; refused elsewhere",
+    "searched": "what vis-accel schedule found for this very network, this sampler and this number of steps",
     "flow": "equal steps of s, then the model's shift; flow only",
 }
 _WHOLE_TIMES = ("leading", "trailing", "linspace", "quadratic", "beta")
@@ -82,6 +83,8 @@ def create(name: str | Sequence[float], n: int | None, noise: NoiseModel, *, end
         return _explicit(name, n, noise, end)
     if name not in NAMES:
         raise UnknownNameError.of("schedule", name, NAMES)
+    if name == "searched":
+        raise NotApplicableError("A searched schedule belongs to one network, and is looked up when a recipe is applied to it.")
     if n is None or isinstance(n, bool) or not 1 <= n <= noise.times:
         raise UsageError(f"The number of steps must be 1 .. {noise.times}, the times this model was trained on; got {n}.")
     name = resolve(name, noise)

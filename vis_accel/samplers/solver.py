@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from vis_accel.errors import NotApplicableError, UsageError
 from vis_accel.handle import Handle
 from vis_accel.method import Context, Exactness, Family, Method, Touch, option
-from vis_accel.samplers import schedules
+from vis_accel.samplers import schedules, stored
 from vis_accel.samplers.noise import SIGMA_CAP, Evaluation
 
 if TYPE_CHECKING:
@@ -79,11 +79,25 @@ class Solver(Method):
         """What "auto" means for this solver on this model."""
         return schedules.resolve("auto", noise)
 
+    def on(self, view: Any) -> Solver:
+        """The solver as it runs on this network: with the knots that were searched for it, if that is its schedule.
+
+        Raises:
+            NotApplicableError: none were.
+        """
+        if self.schedule != "searched":
+            return self
+        return replace(self, steps=None, schedule=stored.find(self, view.fingerprint))
+
+    def plain(self) -> str:
+        """The recipe's text without steps and schedule: what a search is for."""
+        return str(replace(self, steps=None, schedule="auto"))
+
     def check_target(self, view: Any) -> None:
         """Refuses what has no scheduler to replace, noise the samplers have no space for, and a schedule that does not fit the noise."""
         if not hasattr(view, "install_scheduler"):
             raise NotApplicableError(f"{self.name} replaces the sampler of a diffusion pipeline, and the target has none.")
-        self.knots(self.steps or 1, view.noise)
+        self.on(view).knots(self.steps or 1, view.noise)
 
     def apply(self, target: Any, context: Context) -> Handle:
         """Puts the solver in the place of the pipeline's scheduler."""
@@ -91,7 +105,7 @@ class Solver(Method):
 
         view = context.view
         with Handle.building(target, str(self)) as handle:
-            view.install_scheduler(handle, SolverScheduler(self, view.noise, target.scheduler, target))
+            view.install_scheduler(handle, SolverScheduler(self.on(view), view.noise, target.scheduler, target))
         return handle
 
     @property
