@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,41 +62,32 @@ def train(
         raise UsageError(f"There is no checkpoint in {output}, and no weights of {name} ship to start from.", hint="leave out --resume")
     if threads is not None:
         torch.set_num_threads(threads)
-    result: TrainingResult | None = None
-    for task, config, folder in _stages(name, data, output, autoencoder):
-        config = replace(config, **dict(options or {}))  # type: ignore[arg-type]
-        config = replace(config, compile=config.compile and compile)
-        if resume and (folder / training.HISTORY).exists():
-            report(f"{folder} is finished")
-            continue
-        if resume and not (folder / training.CHECKPOINT).exists():
-            _start_from_bundle(name, task.model)
-            report(f"there is no checkpoint in {folder}: starting from the weights of the bundled {name}")
-        result = training.train(task, config, output=folder, resume=resume, report=report)
-    if result is None:
+    if resume and (output / training.HISTORY).exists():
         raise UsageError(f"{name} in {output} is finished: there is nothing to resume.", hint="give another --output to train again")
-    return result
+    task, config = _recipe(name, data, autoencoder)
+    config = replace(config, **dict(options or {}))  # type: ignore[arg-type]
+    config = replace(config, compile=config.compile and compile)
+    if resume and not (output / training.CHECKPOINT).exists():
+        _start_from_bundle(name, task.model)
+        report(f"there is no checkpoint in {output}: starting from the weights of the bundled {name}")
+    return training.train(task, config, output=output, resume=resume, report=report)
 
 
-def _stages(name: str, data: Path, output: Path, autoencoder: Path | None) -> Iterator[tuple[Task, TrainingConfig, Path]]:
-    """The stages of a recipe, each made when the one before it has been trained."""
-    from vis_accel.zoo import train_autoencoder, train_dit, train_features, train_unet, train_vit
+def _recipe(name: str, data: Path, autoencoder: Path | None) -> tuple[Task, TrainingConfig]:
+    """What a recipe trains, and how."""
+    from vis_accel.zoo import load, train_autoencoder, train_dit, train_features, train_unet, train_vit
     from vis_accel.zoo.cifar10 import load_split
 
     images = load_split(data, "train")
     if name == "cifar10-features":
-        yield train_features.FeaturesTask(images, load_split(data, "test")), train_features.default_config(), output
-    elif name == "cifar10-autoencoder":
-        yield train_autoencoder.AutoencoderTask(images, load_split(data, "test")), train_autoencoder.default_config(), output
-    elif name == "cifar10-unet":
-        yield train_unet.UNetTask(images, load_split(data, "calibration")), train_unet.default_config(), output
-    elif name == "cifar10-vit":
-        from vis_accel.zoo import load
-
-        yield train_vit.ViTTask(images, load_split(data, "test"), load("cifar10-features")), train_vit.default_config(), output
-    else:
-        task = train_dit.DiTTask(_autoencoder(autoencoder), images, load_split(data, "calibration"))
-        yield task, train_dit.default_config(), output
+        return train_features.FeaturesTask(images, load_split(data, "test")), train_features.default_config()
+    if name == "cifar10-autoencoder":
+        return train_autoencoder.AutoencoderTask(images, load_split(data, "test")), train_autoencoder.default_config()
+    if name == "cifar10-unet":
+        return train_unet.UNetTask(images, load_split(data, "calibration")), train_unet.default_config()
+    if name == "cifar10-vit":
+        return train_vit.ViTTask(images, load_split(data, "test"), load("cifar10-features")), train_vit.default_config()
+    return train_dit.DiTTask(_autoencoder(autoencoder), images, load_split(data, "calibration")), train_dit.default_config()
 
 
 def _start_from_bundle(name: str, model: nn.Module) -> None:
