@@ -63,10 +63,11 @@ def _compared(found: dict[str, Any]) -> str:
         first = found["fid"][0]
         lines.append(
             f"{found['measure']} of the nearest rows, n = {first['n']:,}, floor {first['floor']:.3g}:\n\n"
-            f"| recipe | calls | {found['measure']} |\n|---|---|---|"
+            f"| recipe | calls | {found['measure']} | difference on equal seeds | quality |\n|---|---|---|---|---|"
         )
         for row in sorted(found["fid"], key=lambda row: (row["calls"], row["fid"])):
-            lines[-1] += f"\n| `{_unnumbered(row['recipe'])}` | {row['calls']} | {row['interval']} |"
+            judged = f"{row['difference']} | {row['verdict']}" if "verdict" in row else "- | the reference"
+            lines[-1] += f"\n| `{_unnumbered(row['recipe'])}` | {row['calls']} | {row['interval']} | {judged} |"
     return "\n\n".join(lines)
 
 

@@ -7,8 +7,8 @@
 difference of the samples the network ends with: latents or pixels, of about unit size. Solvers that take several calls a step get as many
 steps as the calls allow. Stochastic solvers go nowhere in particular, so only their FID can be compared.
 
-`fid` takes rows from the front of the screening, and DDIM at 100 steps beside them. Results go to samplers/results/compare-MODEL.json;
-`python eval/write_figures.py` makes the tables of samplers/README.md.
+`fid` takes the nearest rows of the screening and compares each, on equal seeds, with DDIM at 100 steps. Results go to
+samplers/results/compare-MODEL.json; `python eval/write_figures.py` makes the tables of samplers/README.md and docs/which-sampler.md.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ SCHEDULES = ("trailing", "leading", "linspace", "quadratic", "beta", "time-power
 IMAGES = 64
 SAMPLES = 5000
 REFERENCE = "ddim(steps=100)"
-FRONT = 2  # rows of each number of calls that are scored
 
 
 def screen(model: str, calls: tuple[int, ...], solvers: tuple[str, ...], chosen: tuple[str, ...]) -> None:
@@ -98,24 +97,18 @@ def _teacher(model: str, pipeline: Any, job: Job) -> Tensor:
     return load_file(path)["end"]
 
 
-def fid(model: str, calls: tuple[int, ...], extra: tuple[str, ...]) -> None:
-    """Scores the front."""
+def fid(model: str, calls: tuple[int, ...], recipes: tuple[str, ...], front: int) -> None:
+    """Scores the nearest rows and `recipes`, each against the first recipe on equal seeds."""
     path, found = RESULTS / f"compare-{model}.json", _read(model)
     scale = yardstick_for(model, None)
     if scale is None:
         raise SystemExit(f"{model} has no yardstick")
-    recipes = [REFERENCE, *extra]
     noise = view(load(model)).noise
-    for count in calls:
-        rows = sorted((row for row in found["rows"] if row["calls"] == count), key=lambda row: row["error"])
-        best: dict[str, str] = {}
-        for row in rows:  # one row of a family: its orders make nearly the same images
-            solver = solver_of(row["solver"], row["schedule"], count, noise)
-            best.setdefault(row["solver"].partition("(")[0], str(solver))
-        recipes += list(best.values())[:FRONT]
+    wanted = [*recipes, *(text for count in calls for text in nearest(found, count, noise)[:front])]
     done = {row["recipe"] for row in found["fid"]}
-    for text in recipes:
-        if text in done:
+    against: Tensor | None = None
+    for text in dict.fromkeys(wanted):
+        if text in done and against is not None:
             continue
         gallery = Gallery(model, (text,))
         contender = gallery.stage.candidates[0]
@@ -124,9 +117,24 @@ def fid(model: str, calls: tuple[int, ...], extra: tuple[str, ...]) -> None:
         interval = fid_with_interval(features, scale.reference.statistics)
         used = len(plan(solver, solver.knots(contender.job.steps, noise)))
         row = {"recipe": text, "calls": used, "n": SAMPLES, "fid": interval.value, "interval": str(interval), "floor": scale.floor(SAMPLES)}
-        found["fid"].append(row)
+        if against is None:
+            against = features
+        else:
+            differences, verdict = scale.compare(features, against)
+            (apart_by,) = differences.values()
+            span = f"{apart_by.value:+.3f} [{apart_by.low:+.3f}, {apart_by.high:+.3f}]"
+            row |= {"against": wanted[0], "difference": span, "verdict": verdict.partition(":")[0], "reason": verdict}
+        found["fid"] = [*(other for other in found["fid"] if other["recipe"] != text), row]
         print(row, flush=True)
         write_atomic(path, json.dumps(found | _made() | {"measure": scale.fid}, indent=1) + "\n")
+
+
+def nearest(found: dict[str, Any], calls: int, noise: NoiseModel) -> list[str]:
+    """Recipes of the nearest row of each family of solvers: the orders of one make nearly the same images."""
+    best: dict[str, str] = {}
+    for row in sorted((row for row in found["rows"] if row["calls"] == calls), key=lambda row: float(row["error"])):
+        best.setdefault(row["solver"].partition("(")[0], str(solver_of(row["solver"], row["schedule"], calls, noise)))
+    return list(best.values())
 
 
 def _read(model: str) -> dict[str, Any]:
@@ -159,10 +167,13 @@ if __name__ == "__main__":
     parser.add_argument("--calls", type=int, nargs="+", default=CALLS)
     parser.add_argument("--solver", nargs="+", default=SOLVERS, help="for screen: which")
     parser.add_argument("--schedule", nargs="+", default=SCHEDULES, help="for screen: which")
-    parser.add_argument("--recipe", nargs="+", default=(), help="for fid: rows beside the front")
+    parser.add_argument(
+        "--recipe", nargs="+", default=(REFERENCE,), help="for fid: what is scored beside the nearest rows; the first is the reference"
+    )
+    parser.add_argument("--front", type=int, default=2, help="for fid: how many solvers of each number of calls")
     given = parser.parse_args()
     with torch.inference_mode():
         if given.what == "screen":
             screen(given.model, tuple(given.calls), tuple(given.solver), tuple(given.schedule))
         else:
-            fid(given.model, tuple(given.calls), tuple(given.recipe))
+            fid(given.model, tuple(given.calls), tuple(given.recipe), given.front)
