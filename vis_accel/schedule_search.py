@@ -26,7 +26,7 @@ from vis_accel.files import write_atomic
 from vis_accel.generation import Job
 from vis_accel.pipelines import view
 from vis_accel.recipe import Recipe
-from vis_accel.samplers import SIGMA_CAP, Solver, schedules
+from vis_accel.samplers import Solver, schedules
 from vis_accel.samplers.heun import Heun
 from vis_accel.samplers.searched import best_path, check_searchable, knots_of, refine, step_errors
 from vis_accel.samplers.stored import Stored
@@ -136,7 +136,7 @@ def search(
     pipeline.set_progress_bar_config(disable=True)
     teacher = Heun(steps=grid, schedule="karras")
     noise = view(pipeline).noise
-    if noise.kind != "vp" or noise.sigma_max >= SIGMA_CAP:
+    if not noise.starts_finite:
         raise NotApplicableError("A search needs a model with a finite first sigma.", hint="flow models: shift= is what there is to tune")
     path = record(pipeline, teacher, wanted, range(images), batch, lambda line: progress(f"teacher, {line}"))
     progress(f"errors of the steps of {method} between {grid + 1} knots")

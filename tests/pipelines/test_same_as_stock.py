@@ -71,6 +71,12 @@ def test_heun() -> None:
     compare("StableDiffusionPipeline", "heun", with_exact_table(diffusers.HeunDiscreteScheduler(**TRAILING)), rescale=True)
 
 
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+def test_preconditioned_networks(name: str) -> None:
+    """As Playground v2.5 is shipped: SDXL's pipeline, EDM's preconditioning. Stock starts from sqrt(80^2 + 1) z, 1 where q^2 belongs."""
+    compare(name, "euler", diffusers.EDMEulerScheduler(), tolerance=1e-3)
+
+
 @pytest.mark.parametrize("dynamic", [False, True], ids=["shift 3", "shift by image size"])
 def test_flow_euler_on_sd3(dynamic: bool) -> None:
     compare("StableDiffusion3Pipeline", "euler", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic))

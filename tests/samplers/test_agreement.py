@@ -5,6 +5,7 @@ Both sides get one table of noise levels: diffusers' float32 products alone are 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -154,3 +155,35 @@ def test_flow_match_euler(shift: float) -> None:
     scheduler, noise = stock("FlowMatchEulerDiscreteScheduler", shift=shift)
     sigmas = schedules.create("flow", 12, noise)
     close(ours("euler", noise, sigmas, start() / noise.alpha(sigmas[0])), theirs(scheduler, 12, start()))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    ("name", "solver", "options"),
+    [("EDMEulerScheduler", "euler", {}), ("EDMDPMSolverMultistepScheduler", "dpm", {"order": 2, "lower_order_final": True})],
+)
+def test_preconditioned_networks(name: str, solver: str, options: dict[str, Any], prediction: str) -> None:
+    """The network answers as it likes: what counts is that input, time and output are scaled as the stock scheduler scales them."""
+    config = {} if name == "EDMEulerScheduler" else {"solver_order": 2}
+    scheduler, noise = stock(name, prediction_type=prediction, **config)
+    assert noise.kind == "edm"
+    scheduler.set_timesteps(12)
+    sigmas = schedules.create("karras", 12, noise)
+    assert list(sigmas) == pytest.approx(scheduler.sigmas.tolist(), rel=1e-5)
+    x = start() * float(scheduler.init_noise_sigma)
+    close(ours(solver, noise, sigmas, x, **options), theirs(scheduler, 12, x))
+
+
+def test_a_perfect_preconditioned_network_gives_the_image() -> None:
+    _, noise = stock("EDMEulerScheduler")
+    image = torch.linspace(-1, 1, 12).reshape(1, 3, 2, 2)
+
+    def perfect(x_t: Tensor, time: float) -> Tensor:
+        sigma, q = noise.sigma_at(time), noise.data_std
+        x = x_t / noise.alpha(sigma)
+        return (image - q * q / (sigma * sigma + q * q) * x) * math.hypot(sigma, q) / (sigma * q)
+
+    sigmas = schedules.create("auto", 6, noise)
+    torch.testing.assert_close(
+        sample(noise.denoiser(perfect), create("heun"), 80 * torch.ones_like(image), sigmas), image, atol=1e-4, rtol=0
+    )

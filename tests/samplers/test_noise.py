@@ -102,8 +102,6 @@ def test_noise_without_a_space_is_refused_with_the_reason() -> None:
     import diffusers
 
     for stock, reason in (
-        (diffusers.EDMEulerScheduler(), "sigma_data"),
-        (diffusers.EDMDPMSolverMultistepScheduler(), "sigma_data"),
         (diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"), "log"),
         (diffusers.CogVideoXDDIMScheduler(), "snr_shift_scale"),
         (diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
@@ -129,6 +127,8 @@ def test_noise_without_a_space_is_refused_with_the_reason() -> None:
         {"kind": "ve", "prediction": "epsilon"},
         {"kind": "flow", "prediction": "flow_prediction", "shift": 0.0},
         {"kind": "flow", "prediction": "epsilon"},
+        {"kind": "edm", "prediction": "epsilon"},
+        {"kind": "edm", "prediction": "sample", "sigmas": (0.002, 80.0)},
     ],
     ids=str,
 )

@@ -19,13 +19,16 @@ COSINE = NoiseModel.from_config({"beta_schedule": "squaredcos_cap_v2"})
 ZERO_SNR = NoiseModel.from_config({"beta_schedule": "linear", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"})
 SHORT = NoiseModel.from_config({"beta_schedule": "linear", "num_train_timesteps": 17, "beta_end": 0.5})
 FLOW = NoiseModel.from_config({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+EDM = NoiseModel(kind="edm", prediction="epsilon", sigmas=(0.002, 80.0))
 SD = replace(OFFSET, family="sd")
-MODELS = {"sd": SD, "linear": LINEAR, "offset": OFFSET, "cosine": COSINE, "zero-snr": ZERO_SNR, "short": SHORT, "flow": FLOW}
+MODELS = {"sd": SD, "edm": EDM, "linear": LINEAR, "offset": OFFSET, "cosine": COSINE, "zero-snr": ZERO_SNR, "short": SHORT, "flow": FLOW}
 
 
 def fits(name: str, model: NoiseModel) -> bool:
     if model.kind == "flow":
         return name in ("auto", "flow", "trailing")
+    if model.kind == "edm":
+        return name in ("auto", "karras", "logsnr", "exponential")
     if name == "searched":
         return False
     if name == "ays":
@@ -57,6 +60,10 @@ def test_every_schedule_falls_strictly_and_meets_its_ends(name: str, model: Nois
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_time_and_sigma_are_inverse(model: NoiseModel) -> None:
+    if model.kind == "edm":
+        for sigma in (0.002, 0.3, 1.0, 80.0):
+            assert model.sigma_at(model.time_at(sigma)) == pytest.approx(sigma)
+        return
     last = model.times if model.kind == "flow" else model.times - 1
     for k in range(0, 10 * last + 1, 7):
         time = k / 10

@@ -58,7 +58,7 @@ class _AdamsBashforth(Solver):
 
     def auto_schedule(self, noise: NoiseModel) -> str:
         """Karras's, on which these solvers are known to be good, wherever the first sigma is finite."""
-        return "karras" if noise.kind == "vp" and noise.sigma_max < SIGMA_CAP else schedules.resolve("auto", noise)
+        return schedules.where_finite("karras", noise)
 
     @abstractmethod
     def weights(self, t: float, nodes: Sequence[float]) -> Sequence[float]:

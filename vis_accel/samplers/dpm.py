@@ -58,7 +58,7 @@ class Multistep(Solver):
 
     def auto_schedule(self, noise: NoiseModel) -> str:
         """Equal steps of log sigma, the variable of the expansion, wherever the first sigma is finite."""
-        return "logsnr" if noise.kind == "vp" and noise.sigma_max < SIGMA_CAP else schedules.resolve("auto", noise)
+        return schedules.where_finite("logsnr", noise)
 
     @property
     def integrates_data(self) -> bool:

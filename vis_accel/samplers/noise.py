@@ -3,11 +3,14 @@
 Space    solvers work on x with data scale 1 and sigma = noise / signal. A network works on its own scale x_t = alpha * x:
              vp     alpha = 1 / sqrt(1 + sigma^2),  x_t = alpha x0 + sqrt(1 - alpha^2) eps,  time t = 0 .. T-1 (fractions allowed)
              flow   alpha = 1 / (1 + sigma),        x_t = (1 - s) x0 + s eps,                time t = T s,  s = sigma / (1 + sigma)
+             edm    alpha = 1 / sqrt(sigma^2 + q^2), the input's preconditioning,             time t = ln(sigma) / 4
+         with q the deviation of the data. An edm image, sigma = 0, leaves in its own scale: there alpha is 1.
 Outputs  with a = alpha and n = alpha * sigma, the denoised image D is
              epsilon            (x_t - n output) / a
              v_prediction       a x_t - n output          v = a eps - n x0 (Salimans and Ho 2022, arXiv:2202.00512)
              sample             output
              flow_prediction    x_t - n output            velocity eps - x0 (Lipman et al. 2023, arXiv:2210.02747)
+         and of an edm network a q^2 x_t + n q output (Karras et al. 2022, arXiv:2206.00364, table 1), for v_prediction with a minus.
 Infinity a flow model at s = 1, and a zero-terminal-SNR one at t = T-1, see no signal: sigma would be infinite. SIGMA_CAP stands for
          it. There n is 1 exactly, alpha is 1 / SIGMA_CAP, and the network is asked at its true last time. (An epsilon network says
          nothing about the image there, so that pair is refused.)
@@ -31,11 +34,12 @@ from vis_accel.samplers import source_config
 
 SIGMA_CAP = 1e6  # stands for infinity: 1 / SIGMA_CAP is below what float32 images can show, SIGMA_CAP**2 is far from overflow
 
-Kind = Literal["vp", "flow"]
+Kind = Literal["vp", "flow", "edm"]
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 PREDICTIONS: dict[Kind, tuple[Prediction, ...]] = {
     "vp": ("epsilon", "v_prediction", "sample"),
     "flow": ("flow_prediction", "sample"),
+    "edm": ("epsilon", "v_prediction"),  # by the names diffusers has for the sign of the output
 }
 
 
@@ -60,12 +64,14 @@ class NoiseModel:
     """Times, noise levels and output meaning of one network.
 
     Attributes:
-        kind: "vp" (variance-preserving, a table over discrete times) or "flow" (straight paths, continuous time).
+        kind: "vp" (variance-preserving, a table over discrete times), "flow" (straight paths, continuous time) or "edm" (preconditioned).
         prediction: what the network's output is; see the module's table.
         table: vp only: sigma at t = 0 .. T-1, rising; the last may be SIGMA_CAP.
         times: T, the number of discrete times (flow: the factor between s and t).
         shift: flow only: s -> shift s / (1 + (shift - 1) s), applied by the "flow" and "trailing" schedules.
         ramp_end: flow only: the smallest s, before `shift`, of the "flow" schedule.
+        sigmas: edm only: the smallest and the largest noise level.
+        data_std: edm only: standard deviation of the data.
         steps_offset: vp only: added to the times of the "leading" schedule.
         clip: D is clamped to [-clip, clip]; None: it is not.
         family: "sd" or "sdxl" for networks with a published table of knots; "" for all others.
@@ -81,6 +87,8 @@ class NoiseModel:
     times: int = 1000
     shift: float = 1.0
     ramp_end: float = 0.001
+    sigmas: tuple[float, float] = (0.0, 0.0)
+    data_std: float = 0.5
     steps_offset: int = 0
     clip: float | None = None
     threshold: tuple[float, float] | None = None
@@ -94,6 +102,10 @@ class NoiseModel:
         if self.kind == "flow":
             if not (self.shift > 0 and 0 < self.ramp_end < 1 and not self.table):
                 raise UsageError(f"A flow model needs shift > 0, 0 < ramp_end < 1 and no table; got {self.shift}, {self.ramp_end}.")
+            return
+        if self.kind == "edm":
+            if self.table or not (0 < self.sigmas[0] < self.sigmas[1] < SIGMA_CAP and self.data_std > 0):
+                raise UsageError(f"An edm model needs 0 < smallest < largest sigma, data_std > 0 and no table; got {self.sigmas}.")
             return
         if len(self.table) != self.times or self.times < 2:
             raise UsageError(f"A vp model needs one sigma for each of its times (at least 2): {len(self.table)} for {self.times}.")
@@ -123,12 +135,21 @@ class NoiseModel:
     @property
     def sigma_min(self) -> float:
         """The smallest noise level the network was trained on."""
+        if self.kind == "edm":
+            return self.sigmas[0]
         return self.table[0] if self.kind == "vp" else self.sigma_at(1.0)
 
     @property
     def sigma_max(self) -> float:
         """The largest noise level the network was trained on; SIGMA_CAP if it is infinite."""
+        if self.kind == "edm":
+            return self.sigmas[1]
         return self.table[-1] if self.kind == "vp" else SIGMA_CAP
+
+    @property
+    def starts_finite(self) -> bool:
+        """Whether the first noise level is a number: schedules over sigma need one."""
+        return self.sigma_max < SIGMA_CAP
 
     @cached_property
     def _log_table(self) -> tuple[float, ...]:
@@ -136,6 +157,8 @@ class NoiseModel:
 
     def alpha(self, sigma: float) -> float:
         """The scale of the image in the network's input: x_t = alpha(sigma) * x."""
+        if self.kind == "edm":
+            return 1.0 / math.hypot(sigma, self.data_std) if sigma > 0 else 1.0
         if sigma >= SIGMA_CAP:
             return 1.0 / sigma  # so that the noise in x_t has standard deviation 1 exactly
         return 1.0 / (1.0 + sigma) if self.kind == "flow" else 1.0 / math.sqrt(1.0 + sigma * sigma)
@@ -146,6 +169,8 @@ class NoiseModel:
         Raises:
             UsageError: a time the network does not know.
         """
+        if self.kind == "edm":
+            return math.exp(4 * time)
         last = self.times if self.kind == "flow" else self.times - 1
         if not 0 <= time <= last:
             raise UsageError(f"Time {time} is outside the network's 0 .. {last}.")
@@ -163,6 +188,8 @@ class NoiseModel:
 
         Levels outside the table get its first or last time: the network knows no other.
         """
+        if self.kind == "edm":
+            return math.log(sigma) / 4
         if self.kind == "flow":
             return float(self.times) if sigma >= SIGMA_CAP else self.times * sigma / (1.0 + sigma)
         high = bisect_left(self.table, sigma)
@@ -183,7 +210,10 @@ class NoiseModel:
         """
         a = self.alpha(sigma)
         n = a * sigma
-        if self.prediction == "epsilon":
+        if self.kind == "edm":
+            q = self.data_std if self.prediction == "epsilon" else -self.data_std
+            image = a * q * q * sample + n * q * output
+        elif self.prediction == "epsilon":
             image = (sample - n * output) / a
         elif self.prediction == "v_prediction":
             image = a * sample - n * output

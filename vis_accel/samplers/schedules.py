@@ -57,7 +57,12 @@ def resolve(name: str, noise: NoiseModel) -> str:
     """The schedule that "auto" means for this model; every other name stands for itself."""
     if name != "auto":
         return name
-    return "flow" if noise.kind == "flow" else "trailing"
+    return {"flow": "flow", "edm": "karras"}.get(noise.kind, "trailing")
+
+
+def where_finite(name: str, noise: NoiseModel) -> str:
+    """A schedule over sigma, where the model's first sigma is a number; elsewhere what "auto" means."""
+    return name if noise.starts_finite else resolve("auto", noise)
 
 
 def create(name: str | Sequence[float], n: int | None, noise: NoiseModel, *, end: str = "zero") -> tuple[float, ...]:
@@ -92,6 +97,8 @@ def create(name: str | Sequence[float], n: int | None, noise: NoiseModel, *, end
         knots = _flow(name, n, noise)
     elif name == "flow":
         raise _unfit(name, "needs a flow model", noise)
+    elif noise.kind == "edm" and (name in _WHOLE_TIMES or name == "time-power"):
+        raise _unfit(name, "needs a table of times, and this network knows noise levels only", noise)
     elif name == "ays":
         knots = _aligned(n, noise)
     elif name == "time-power":
@@ -104,7 +111,7 @@ def create(name: str | Sequence[float], n: int | None, noise: NoiseModel, *, end
 
 
 def _unfit(name: str, reason: str, noise: NoiseModel, *, instead: str = "") -> NotApplicableError:
-    allowed = ("flow", "trailing") if noise.kind == "flow" else tuple(k for k in _WHOLE_TIMES)
+    allowed = {"flow": ("flow", "trailing"), "edm": ("karras", "logsnr")}.get(noise.kind, _WHOLE_TIMES)
     hint = instead or f"schedules of this model: auto, {', '.join(allowed)}, or sigmas"
     return NotApplicableError(f"The schedule {name} {reason}.", hint=hint)
 
@@ -192,7 +199,7 @@ def _time_power(n: int, noise: NoiseModel, end: str) -> list[float]:
 
 
 def _sigma_space(name: str, n: int, noise: NoiseModel, end: str) -> list[float]:
-    if noise.sigma_max >= SIGMA_CAP:
+    if not noise.starts_finite:
         raise _unfit(name, "needs a finite first sigma, and this model starts from pure noise", noise)
     high, low = noise.sigma_max, noise.sigma_min
     count = n if end == "zero" else n + 1

@@ -48,7 +48,7 @@ class Singlestep(Solver):
 
     def auto_schedule(self, noise: NoiseModel) -> str:
         """Equal steps of log sigma, the variable of the expansion, wherever the first sigma is finite."""
-        return "logsnr" if noise.kind == "vp" and noise.sigma_max < SIGMA_CAP else schedules.resolve("auto", noise)
+        return schedules.where_finite("logsnr", noise)
 
     def solve(self, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None, history: Sequence[Past] = ()) -> Solve:
         for s, t in pairwise(sigmas):

@@ -24,6 +24,9 @@ def read(config: Mapping[str, Any], *, infinity: float) -> dict[str, Any]:
     """
     _refuse(config)
     times = int(config.get("num_train_timesteps", 1000))
+    if "sigma_data" in config:
+        prediction, levels = config.get("prediction_type", "epsilon"), (float(config["sigma_min"]), float(config["sigma_max"]))
+        return {"kind": "edm", "prediction": prediction, "times": times, "sigmas": levels, "data_std": float(config["sigma_data"])}
     if _is_flow(config):
         # FlowMatch schedulers ramp s down to 1/T shifted once, then shift the ramp; with dynamic shifting only the latter, later.
         shift = 1.0 if config.get("use_dynamic_shifting") else float(config.get("shift", config.get("flow_shift", 1.0)))
@@ -43,14 +46,13 @@ def _is_flow(config: Mapping[str, Any]) -> bool:
 
 def _refuse(config: Mapping[str, Any]) -> None:
     reasons = (
-        ("sigma_data" in config, "an EDM-preconditioned network (sigma_data), whose inputs and outputs are scaled in another way"),
         (config.get("timestep_type") == "continuous", "a network that takes log(sigma) / 4 for its time"),
         (config.get("snr_shift_scale") not in (None, 1), "a table rescaled by snr_shift_scale"),
         (bool(config.get("invert_sigmas")), "a flow that runs from 0 to 1 (invert_sigmas)"),
     )
     for found, reason in reasons:
         if found:
-            raise NotApplicableError(f"{_name(config)} describes {reason}; the samplers know variance-preserving and flow models.")
+            raise NotApplicableError(f"{_name(config)} describes {reason}; the samplers know variance-preserving, flow and EDM models.")
 
 
 def _betas(config: Mapping[str, Any], times: int) -> Sequence[float]:
