@@ -11,7 +11,7 @@ from vis_accel.errors import ModelError
 from vis_accel.zoo import MODELS, bundled
 from vis_accel.zoo.model_card import TEXT, TRAINING, markdown
 
-MEGABYTES = {"cifar10-features": 2.1, "cifar10-dit": 30, "cifar10-unet": 12}  # of weights
+MEGABYTES = {"cifar10-features": 2.1, "cifar10-dit": 30, "cifar10-unet": 12, "cifar10-vit": 6}  # of weights
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -174,9 +174,16 @@ def test_resume_of_the_autoencoder_takes_the_vae_of_the_pipeline(data: Path, tmp
     assert torch.allclose(kept["decoder.conv_in.weight"], shipped.decoder.conv_in.weight, atol=1e-6)
 
 
-def test_resume_of_what_does_not_ship_says_so(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no weights of cifar10-vit ship"):
-        train("cifar10-vit", data, tmp_path, resume=True)
+def test_resume_of_the_vit_takes_the_network_without_its_guide(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = {"width": 8, "depth": 1, "heads": 2, "stem": (4, 4, 8)}
+    shipped, teacher = build_vit(**tiny), train_features.ConvClassifier(widths=(4, 8, 8), num_features=6)
+    monkeypatch.setattr(train_vit, "build_vit", lambda: build_vit(**tiny))
+    monkeypatch.setattr("vis_accel.zoo.load", lambda name: teacher if name == "cifar10-features" else shipped)
+    options = {"steps": 1, "batch_size": 10, "learning_rate": 1e-9}
+    train("cifar10-vit", data, tmp_path, compile=False, options=options, resume=True)
+    kept = load_file(tmp_path / "model.safetensors")
+    assert set(kept) == set(shipped.state_dict())
+    assert torch.allclose(kept["blocks.0.attn.qkv.weight"].float(), shipped.state_dict()["blocks.0.attn.qkv.weight"], atol=1e-2)
 
 
 def test_resume_without_a_checkpoint_starts_from_the_bundled_weights(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

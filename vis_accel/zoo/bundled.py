@@ -39,6 +39,7 @@ class Bundled(NamedTuple):
 MODELS: dict[str, Bundled] = {
     "cifar10-dit": Bundled("pipeline", "class-conditional 32 x 32 images: a stock DiTPipeline, 16 tokens"),
     "cifar10-unet": Bundled("pipeline", "unconditional 32 x 32 images in pixels: a stock DDPMPipeline"),
+    "cifar10-vit": Bundled("classifier", "a timm VisionTransformer for 32 x 32 images: convolutional stem, 65 tokens"),
     "cifar10-features": Bundled("features", "the classifier of 32 x 32 images whose features the offline FID uses"),
 }
 

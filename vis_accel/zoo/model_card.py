@@ -58,7 +58,8 @@ def _splits(hashes: dict[str, str]) -> str:
 def _part(part: dict[str, Any], place: Path) -> str:
     config, machine = part["config"], part["machine"]
     images = config["steps"] * config["batch_size"]
-    where = f"{machine['processor']}, {machine['accelerator'] or str(machine['threads']) + ' threads'}"
+    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    where = f"{machine['processor']}, {machine['accelerator'] or threads}"
     last = ", ".join(f"{k} {v:.4g}" for k, v in part["history"][-1].items() if k not in ("step", "seconds", "lr"))
     text = (
         f"`vis-accel train {part['name']} --data DIR`: {config['steps']:,} steps of {config['batch_size']} ({images:,} images), "

@@ -52,14 +52,11 @@ def train(
     import torch
 
     from vis_accel import training
-    from vis_accel.zoo import MODELS
 
     if name not in RECIPES:
         raise UnknownNameError.of("training recipe", name, RECIPES)
     if autoencoder is not None and name != "cifar10-dit":
         raise UsageError(f"--autoencoder belongs to cifar10-dit, not to {name}.")
-    if resume and name == "cifar10-vit" and name not in MODELS and not (output / training.CHECKPOINT).exists():
-        raise UsageError(f"There is no checkpoint in {output}, and no weights of {name} ship to start from.", hint="leave out --resume")
     if threads is not None:
         torch.set_num_threads(threads)
     if resume and (output / training.HISTORY).exists():
