@@ -113,7 +113,7 @@ def fid(model: str, calls: tuple[int, ...], recipes: tuple[str, ...], front: int
         gallery = Gallery(model, (text,))
         contender = gallery.stage.candidates[0]
         features = extract(scale.net, gallery.images(contender, SAMPLES).split(500))
-        solver: Any = Recipe.parse(text).methods[0]
+        solver: Any = contender.recipe.methods[0]
         interval = fid_with_interval(features, scale.reference.statistics)
         used = len(plan(solver, solver.knots(contender.job.steps, noise)))
         row = {"recipe": text, "calls": used, "n": SAMPLES, "fid": interval.value, "interval": str(interval), "floor": scale.floor(SAMPLES)}

@@ -16,6 +16,7 @@ from vis_accel.generation import Job, default_steps
 from vis_accel.handle import Handle
 from vis_accel.pipelines import PipelineView, view
 from vis_accel.recipe import Recipe
+from vis_accel.samplers import Solver
 
 __all__ = ["FAST_STEPS", "Contender", "Stage"]
 
@@ -114,6 +115,8 @@ class Stage:
         return (Contender(label, Recipe.empty, replace(self.job, steps=FAST_STEPS), handle),)
 
     def _candidate(self, recipe: Recipe) -> Contender:
+        # Knots known by name are written out: a record must mean the same tomorrow, and elsewhere.
+        recipe = Recipe(method.on(self.view) if isinstance(method, Solver) else method for method in recipe.methods)
         handle = accelerate(self.pipeline, recipe)
         handle.suspend()
         return Contender(str(recipe), recipe, self.job, handle)

@@ -95,7 +95,10 @@ class PipelineView:
         Raises:
             NotApplicableError: for noise that the samplers have no space for.
         """
-        return replace(NoiseModel.from_config(self.pipeline.scheduler.config), family=self.traits.family)
+        family = self.traits.family
+        if family == "sd" and getattr(self.denoiser.config, "cross_attention_dim", None) != 768:
+            family = ""  # Stable Diffusion 2 and others in the same pipeline
+        return replace(NoiseModel.from_config(self.pipeline.scheduler.config), family=family)
 
     @cached_property
     def fingerprint(self) -> str:

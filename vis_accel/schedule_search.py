@@ -15,6 +15,7 @@ Seeds    lie a million away from the ones asked for, so that a benchmark of the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +27,7 @@ from vis_accel.files import write_atomic
 from vis_accel.generation import Job
 from vis_accel.pipelines import view
 from vis_accel.recipe import Recipe
-from vis_accel.samplers import Solver, schedules
+from vis_accel.samplers import NoiseModel, Solver, schedules
 from vis_accel.samplers.heun import Heun
 from vis_accel.samplers.searched import best_path, check_searchable, knots_of, refine, step_errors
 from vis_accel.samplers.stored import Stored
@@ -138,10 +139,11 @@ def search(
     noise = view(pipeline).noise
     if not noise.starts_finite:
         raise NotApplicableError("A search needs a model with a finite first sigma.", hint="flow models: shift= is what there is to tune")
+    candidates = _fixed(calls, noise)
+    network = view(pipeline).fingerprint
     path = record(pipeline, teacher, wanted, range(images), batch, lambda line: progress(f"teacher, {line}"))
     progress(f"errors of the steps of {method} between {grid + 1} knots")
     errors = step_errors(method, path)
-    candidates = {name: schedules.create(name, calls, noise) for name in FIXED}
     candidates |= {f"searched, power {power:g}": knots_of(best_path(errors, calls, power=power), path.sigmas) for power in POWERS}
     some = range(min(images, MOST_REFINED))
     taught = path.points[-1][: len(some)]
@@ -161,7 +163,16 @@ def search(
         progress(f"{name}: {tried[-1].error:.4f}")
     tried.sort(key=lambda one: one.error)
     settings = {"images": images, "trial": trial, "moves": moves, "grid": grid, "calls": calls, "job": asdict(wanted)}
-    return Found(model, opened.sha256, view(pipeline).fingerprint, str(replace(method, schedule=tried[0].knots)), tuple(tried), settings)
+    return Found(model, opened.sha256, network, str(replace(method, schedule=tried[0].knots)), tuple(tried), settings)
+
+
+def _fixed(calls: int, noise: NoiseModel) -> dict[str, tuple[float, ...]]:
+    """The fixed schedules this model can have."""
+    found = {}
+    for name in FIXED:
+        with contextlib.suppress(NotApplicableError):
+            found[name] = schedules.create(name, calls, noise)
+    return found
 
 
 def _solver(text: str) -> Solver:

@@ -24,7 +24,7 @@ def record(pipeline: Any, solver: Solver, job: Job, indices: range, batch: int, 
 
     Args:
         pipeline: a diffusers pipeline; nothing of it stays changed.
-        solver: deterministic or not; its steps win over the job's.
+        solver: its steps win over the job's. Of one that raises its noise between knots only the end is its own.
         job: what is generated.
         indices: which images.
         batch: images at a time.

@@ -104,6 +104,8 @@ def test_noise_without_a_space_is_refused_with_the_reason() -> None:
     for stock, reason in (
         (diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"), "log"),
         (diffusers.CogVideoXDDIMScheduler(), "snr_shift_scale"),
+        (diffusers.CMStochasticIterativeScheduler(), "not EDM's"),
+        (diffusers.SCMScheduler(), "not EDM's"),
         (diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
         (diffusers.IPNDMScheduler(), "beta_schedule"),
     ):

@@ -219,4 +219,7 @@ def test_align_your_steps_is_the_published_table_and_is_interpolated_in_log_sigm
 def test_align_your_steps_is_refused_for_a_model_it_was_not_found_for() -> None:
     with pytest.raises(NotApplicableError, match="Stable Diffusion 1 and SDXL") as caught:
         schedules.create("ays", 10, OFFSET)
+    for other in (replace(EDM, family="sdxl"), replace(SD, prediction="v_prediction"), replace(LINEAR, family="sd")):
+        with pytest.raises(NotApplicableError, match="Stable Diffusion 1 and SDXL"):
+            schedules.create("ays", 10, other)
     assert "vis-accel schedule" in str(caught.value)

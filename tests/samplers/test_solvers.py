@@ -209,7 +209,7 @@ def test_a_tail_of_the_knots_is_a_run_and_its_plan_is_a_tail(name: str, options:
     solver, sigmas = create(name, **options), (8.0, 4.0, 2.0, 1.0, 0.5, 0.0)
     whole = plan(solver, sigmas)
     for i in range(5):
-        if i > 0 and options.get("churn"):
+        if i > 0 and (options.get("churn") or name == "restart"):
             with pytest.raises(NotApplicableError, match="later knot"):
                 solver.resumed()
             continue
@@ -265,11 +265,23 @@ def test_what_the_start_costs(name: str, more: int) -> None:
 
 
 def test_restart_goes_back_up_where_it_should() -> None:
-    solver = create("restart", low=0.6, high=3.0, inner=2, times=2)
+    solver: Any = create("restart", low=0.6, high=3.0, inner=2, times=2)
     asked = plan(solver, (4.0, 1.0, 0.5, 0.2))
-    middle = solver.way_down(0.5)[1]
+    middle = solver.way_down(3.0, 0.5)[1]
     assert asked == [4.0, 1.0, 1.0, 0.5, *[3.0, middle, middle, 0.5] * 2, 0.5, 0.2]
     assert plan(solver, (0.5, 0.2)) == [0.5, 0.2]  # begins below: nothing to go back from
+    assert max(plan(solver, (2.0, 1.0, 0.5, 0.2))) == 2.0  # never above where it began
+    with pytest.raises(NotApplicableError, match="later knot"):
+        solver.resumed()
+
+
+@pytest.mark.parametrize("schedule", ["auto", "trailing", "karras"])
+@pytest.mark.parametrize("steps", [5, 20])
+def test_restart_restarts_whatever_the_knots(schedule: str, steps: int) -> None:
+    """Found by a review: no knot of a trailing schedule of 20 steps lies below `low`, and the run was plain Heun."""
+    solver: Any = create("restart", schedule=schedule)
+    knots = solver.knots(steps, VP)
+    assert len(plan(solver, knots)) == len(plan(create("heun"), knots)) + 2 * solver.inner * solver.times
 
 
 def test_the_interval_of_a_restart_has_two_ends() -> None:

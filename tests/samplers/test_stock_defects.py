@@ -1,4 +1,4 @@
-"""What diffusers 0.42.1 and reference repositories get wrong, one test for each, named after it: theirs errs as described, ours does not.
+"""What diffusers 0.42.1 gets wrong, one test for each, named after it: theirs errs as described, ours does not.
 
 A test that fails because the stock side has been mended is good news: drop it, and its line in docs/diffusion.md.
 """
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from vis_accel.samplers import NoiseModel, create, sample, schedules
-from vis_accel.samplers.adams import exact_weights
 from vis_accel.samplers.dpm import derivatives
 from vis_accel.samplers.exponential import phi
 from vis_accel.samplers.sde import drift
@@ -153,12 +152,6 @@ def test_ipndm_is_no_sampler_for_an_epsilon_model() -> None:
     knots = schedules.create("karras", 10, noise)
     end = sample(lambda x, _: torch.full_like(x, IMAGE), create("ipndm"), start() / noise.alpha(knots[0]), knots)
     torch.testing.assert_close(end, torch.full_like(end, IMAGE))
-
-
-def test_ipndm_v_of_diff_sampler_has_a_misplaced_parenthesis() -> None:
-    """Steps in the ratio 0.6 : 1 : 1.6, the newest first: it weighs with 1.777, -1.075, 0.298."""
-    exact = exact_weights(4.0 - 0.6, (4.0, 5.0, 6.6))
-    assert exact == pytest.approx((1.462, -0.563, 0.101), abs=1e-3)
 
 
 def test_deis_leaves_the_last_noise_in_the_image() -> None:

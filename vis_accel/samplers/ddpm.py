@@ -48,7 +48,8 @@ class Ddpm(Solver):
             keep = (t / s) ** 2
             x = keep * x + (1 - keep) * y.denoised
             if t > 0 and noise is not None:
-                x = x + self._deviation(s, t, y) * draw(noise, x)
+                fresh = draw(noise, x)
+                x = x + self._deviation(s, t, y) * fresh
         return x
 
     def _deviation(self, s: float, t: float, y: Evaluation) -> float | Tensor:
@@ -57,7 +58,7 @@ class Ddpm(Solver):
             return math.sqrt(small if self.variance == "fixed-small" else large)
         if y.share is None:
             raise NotApplicableError(
-                "The network did not learn a variance: its output has as many channels as its input.",
+                "The pipeline hands over no learned variance: its network has none, or it cuts it off, as those of DiT and PixArt do.",
                 hint="ddpm(variance='fixed-small')",
             )
         return ((1 - y.share) * math.log(small) / 2 + y.share * math.log(large) / 2).exp()

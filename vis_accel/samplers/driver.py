@@ -103,8 +103,8 @@ def sample(
 def plan(solver: Solver, sigmas: Sequence[float]) -> list[float]:
     """The noise levels a run asks for, in order, found by dry runs on tiny tensors.
 
-    A run that goes on at knot i > 0 asks for `plan(solver.resumed(), sigmas[i:])`, so knot i's first request has the index
-    `len(plan(solver, sigmas)) - len(plan(solver.resumed(), sigmas[i:]))`.
+    A run that goes on at knot i > 0, behind the start of solvers that have one, asks for `plan(solver.resumed(), sigmas[i:])`, so knot i's
+    first request has the index `len(plan(solver, sigmas)) - len(plan(solver.resumed(), sigmas[i:]))`.
 
     Raises:
         AdaptiveError: if they depend on the data.

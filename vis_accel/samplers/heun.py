@@ -3,7 +3,8 @@
 Paper    Karras et al. 2022, arXiv:2206.00364, Algorithm 1 (churn = 0) and Algorithm 2.
 Step     d = (x - D(x; s)) / s;  x' = x + (t - s) d;  d' = (x' - D(x'; t)) / t;  x' <- x + (t - s) (d + d') / 2.
 Churn    before a step from low <= s <= high, noise lifts x to s' = (1 + churn) s: x + sqrt(s'^2 - s^2) noise_scale z. The option is the
-         paper's gamma, S_churn / n. The first step of a run is never churned: a pipeline has called its network before it asks a sampler.
+         paper's gamma, S_churn / n. The first step of a run is never churned (a pipeline has called its network before it asks a sampler),
+         and no noise is raised above the first knot.
 Cost     two calls a step, one for the step to 0 and for a step from infinity: 2n - 1 calls for n steps to 0.
 Differs  x + (t - s) d is computed as D + t d, and the correction added to it: exact in float32 where s is huge.
 """
@@ -53,7 +54,7 @@ class Heun(Solver):
     def solve(self, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None, history: Sequence[Past] = ()) -> Solve:
         for i, (s, t) in enumerate(pairwise(sigmas)):
             if i > 0 and self.churn and self.low <= s <= self.high:
-                raised = s * (1 + self.churn)
+                raised = min(s * (1 + self.churn), sigmas[0])
                 x = x + self.noise_scale * math.sqrt(raised**2 - s**2) * draw(noise, x)
                 s = raised
             x = yield from heun_step(x, s, t)

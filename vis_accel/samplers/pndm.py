@@ -9,7 +9,7 @@ Start    pndm    three steps, each of four calls: the classical Runge-Kutta meth
          then the weights of `ipndm`. Without a start both are ipndm: so is a run that goes on from a later knot.
 Order    2 on any grid but equal steps of sigma, as for `ipndm`.
 Differs  the middle of a Runge-Kutta step is that of sigma, the paper's that of the time. In the step to 0 the result is D.
-Cost     pndm n + 9 calls, plms n + 1, for n steps; a step to 0 or from infinity takes one.
+Cost     pndm n + 9 calls from four steps on, plms n + 1 from two on; a step to 0 or from infinity takes one.
 """
 
 from __future__ import annotations

@@ -5,7 +5,9 @@ Space    data scale 1. At the first knot t <= `low`: x <- x + sqrt(high^2 - t^2)
          the rho = 7 grid, `times` times over; before and after it Heun over the run's own knots.
 Why      the large noise forgets the errors made so far, and the deterministic way down makes few new ones: better than small doses of noise
          in every step, from about 40 calls. Below 20 calls the calls are better spent on the way down.
-Cost     2 n - 1 calls as for Heun, and 2 `inner` `times` more. A run that begins below `low` never restarts.
+Where    at the first knot that is not above `low`; if there is none, at the last one above 0. A run that begins at or below `low` never
+         restarts, nor one whose last knot above 0 is above `high`, and none goes back above the noise it began with.
+Cost     2 n - 1 calls as for Heun, and 2 `inner` `times` more.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from vis_accel.errors import NotApplicableError
 from vis_accel.method import option
+from vis_accel.samplers import schedules
 from vis_accel.samplers.heun import heun_step
+from vis_accel.samplers.noise import NoiseModel
 from vis_accel.samplers.schedules import RHO
 from vis_accel.samplers.solver import Noise, Past, Solve, Solver, draw
 
@@ -50,18 +55,34 @@ class Restart(Solver):
     def convergence_order(self) -> int:
         return 2
 
+    def auto_schedule(self, noise: NoiseModel) -> str:
+        """Karras's, dense where the restarts are, wherever the first sigma is finite."""
+        return schedules.where_finite("karras", noise)
+
+    def resumed(self) -> Solver:
+        message = f"A run of {self.name} cannot go on at a later knot: how far it goes back depends on where it began."
+        raise NotApplicableError(message, hint="one run from beginning to end")
+
     def solve(self, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None, history: Sequence[Past] = ()) -> Solve:
+        turn, high = self.turn(sigmas), min(self.high, sigmas[0])
         for s, t in pairwise(sigmas):
             x = yield from heun_step(x, s, t)
-            if 0 < t <= self.low < s:
+            if t == turn and t < high:
                 for _ in range(self.times):
-                    x = x + math.sqrt(self.high**2 - t**2) * draw(noise, x)
-                    for a, b in pairwise(self.way_down(t)):
+                    x = x + math.sqrt(high**2 - t**2) * draw(noise, x)
+                    for a, b in pairwise(self.way_down(high, t)):
                         x = yield from heun_step(x, a, b)
         return x
 
-    def way_down(self, end: float) -> tuple[float, ...]:
+    def turn(self, sigmas: Sequence[float]) -> float | None:
+        """The knot at which a run over `sigmas` goes back; None: it does not."""
+        if sigmas[0] <= self.low:
+            return None
+        inner = [t for t in sigmas[1:] if t > 0]
+        return next((t for t in inner if t <= self.low), inner[-1] if inner else None)
+
+    def way_down(self, high: float, end: float) -> tuple[float, ...]:
         """The knots from `high` to `end`, linear in sigma^(1 / rho)."""
-        first, last = self.high ** (1 / RHO), end ** (1 / RHO)
+        first, last = high ** (1 / RHO), end ** (1 / RHO)
         between = ((first + i / self.inner * (last - first)) ** RHO for i in range(1, self.inner))
-        return (self.high, *between, end)
+        return (high, *between, end)

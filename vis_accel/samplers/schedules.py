@@ -213,7 +213,8 @@ def _sigma_space(name: str, n: int, noise: NoiseModel, end: str) -> list[float]:
 
 def _aligned(n: int, noise: NoiseModel) -> list[float]:
     """The knots before the end, from the table of the model's family."""
-    if noise.family not in _ALIGNED:
+    fits = noise.family in _ALIGNED and noise.kind == "vp" and noise.prediction == "epsilon"
+    if not fits or abs(noise.sigma_max - _ALIGNED[noise.family][0]) > 0.1:
         reason = "is a table for Stable Diffusion 1 and SDXL, found for these networks alone"
         raise _unfit("ays", reason, noise, instead="vis-accel schedule finds knots for any other")
     table = np.log(_ALIGNED[noise.family])

@@ -24,9 +24,15 @@ def read(config: Mapping[str, Any], *, infinity: float) -> dict[str, Any]:
     """
     _refuse(config)
     times = int(config.get("num_train_timesteps", 1000))
-    if "sigma_data" in config:
+    if _is_edm(config):
         prediction, levels = config.get("prediction_type", "epsilon"), (float(config["sigma_min"]), float(config["sigma_max"]))
-        return {"kind": "edm", "prediction": prediction, "times": times, "sigmas": levels, "data_std": float(config["sigma_data"])}
+        return {
+            "kind": "edm",
+            "prediction": prediction,
+            "times": times,
+            "sigmas": levels,
+            "data_std": float(config["sigma_data"]),
+        } | _guard(config)
     if _is_flow(config):
         # FlowMatch schedulers ramp s down to 1/T shifted once, then shift the ramp; with dynamic shifting only the latter, later.
         shift = 1.0 if config.get("use_dynamic_shifting") else float(config.get("shift", config.get("flow_shift", 1.0)))
@@ -38,6 +44,12 @@ def read(config: Mapping[str, Any], *, infinity: float) -> dict[str, Any]:
     return {"kind": "vp", "prediction": prediction, "table": table, "times": len(table), "steps_offset": offset} | _guard(config)
 
 
+def _is_edm(config: Mapping[str, Any]) -> bool:
+    """Whether these are the keys of EDMEulerScheduler or EDMDPMSolverMultistepScheduler: others with a sigma_data mean something else."""
+    wanted = {"sigma_data", "sigma_min", "sigma_max", "sigma_schedule"} | ({"algorithm_type"} if "solver_order" in config else set())
+    return wanted <= set(config) and "clip_denoised" not in config
+
+
 def _is_flow(config: Mapping[str, Any]) -> bool:
     # A scheduler that was built rather than loaded has no _class_name in its config: flow-matching ones are known by their keys.
     named = str(config.get("_class_name", "")).startswith("FlowMatch") or ("shift" in config and "beta_schedule" not in config)
@@ -46,6 +58,7 @@ def _is_flow(config: Mapping[str, Any]) -> bool:
 
 def _refuse(config: Mapping[str, Any]) -> None:
     reasons = (
+        ("sigma_data" in config and not _is_edm(config), "a preconditioning (sigma_data) that is not EDM's"),
         (config.get("timestep_type") == "continuous", "a network that takes log(sigma) / 4 for its time"),
         (config.get("snr_shift_scale") not in (None, 1), "a table rescaled by snr_shift_scale"),
         (bool(config.get("invert_sigmas")), "a flow that runs from 0 to 1 (invert_sigmas)"),
