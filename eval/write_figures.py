@@ -54,6 +54,8 @@ def _compared(found: dict[str, Any]) -> str:
         f"the nearest three solvers, of {len(found['rows'])} rows in all.",
         "| calls | nearest | second | third | DDIM's best |\n|---|---|---|---|---|",
     ]
+    if not found["rows"]:
+        lines = [f"**`{found['model']}`**, not screened."]
     for calls in sorted({row["calls"] for row in found["rows"]}):
         best = best_by_solver(found, calls)
         ddim = next((row for row in best if row["solver"] == "ddim"), None)
@@ -62,7 +64,7 @@ def _compared(found: dict[str, Any]) -> str:
     if found["fid"]:
         first = found["fid"][0]
         lines.append(
-            f"{found['measure']} of the nearest rows, n = {first['n']:,}, floor {first['floor']:.3g}:\n\n"
+            f"{found['measure']} of some rows, n = {first['n']:,}, floor {first['floor']:.3g}:\n\n"
             f"| recipe | calls | {found['measure']} | difference on equal seeds | quality |\n|---|---|---|---|---|"
         )
         for row in sorted(found["fid"], key=lambda row: (row["calls"], row["fid"])):
@@ -85,7 +87,8 @@ BANDS = ((4, 6), (8, 10), (15, 20))
 def which_sampler() -> str:
     """In words: which solver and schedule come nearest in each band of calls, and how far DDIM is behind."""
     files = sorted((ROOT / "samplers/results").glob("compare-*.json"))
-    return "\n\n".join(_advice(_json(f"samplers/results/{path.name}")) for path in files) if files else "Not measured yet."
+    screened = [found for found in (_json(f"samplers/results/{path.name}") for path in files) if found["rows"]]
+    return "\n\n".join(_advice(found) for found in screened) if screened else "Not measured yet."
 
 
 def _advice(found: dict[str, Any]) -> str:
