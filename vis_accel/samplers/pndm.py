@@ -14,6 +14,7 @@ Cost     pndm n + 9 calls from four steps on, plms n + 1 from two on; a step to 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -57,9 +58,9 @@ class _Started(Ipndm):
                 x = euler + sum((t - s) * w * (older - e) for w, (_, older) in zip(weights[1:], nodes[1:], strict=True))
         return x
 
+    @abstractmethod
     def start(self, x: Tensor, e: Tensor, euler: Tensor, s: float, t: float) -> Solve:
         """One step of the start, with the noise e known at s and `euler` where a DDIM step ends."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
