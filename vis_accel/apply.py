@@ -19,7 +19,7 @@ def accelerate(target: Any, recipe: Recipe | Method | str) -> Handle:
             pipe(class_labels=[1])
 
     Args:
-        target: a `diffusers.DiffusionPipeline`.
+        target: a `diffusers.DiffusionPipeline`, or an image classifier of timm.
         recipe: a `Recipe`, its text, or one method.
 
     Returns:
@@ -42,6 +42,17 @@ def accelerate(target: Any, recipe: Recipe | Method | str) -> Handle:
 
 
 def _view(target: Any) -> Any:
+    from torch import nn
+
+    if isinstance(target, nn.Module):  # asked first: it needs no diffusers
+        from vis_accel.vit_models.view import view
+
+        if type(target).__module__.startswith("diffusers."):
+            raise NotApplicableError(
+                f"A recipe goes on a diffusers pipeline or a timm model; got {type(target).__module__}.{type(target).__name__}.",
+                hint="pass the pipeline itself, not its unet or transformer",
+            )
+        return view(target)
     from diffusers import DiffusionPipeline
 
     from vis_accel import pipelines
@@ -49,6 +60,6 @@ def _view(target: Any) -> Any:
     if isinstance(target, DiffusionPipeline):
         return pipelines.view(target)
     raise NotApplicableError(
-        f"A recipe goes on a diffusers pipeline; got {type(target).__module__}.{type(target).__name__}.",
-        hint="pass the pipeline itself, not its unet or transformer",
+        f"A recipe goes on a diffusers pipeline or a timm model; got {type(target).__module__}.{type(target).__name__}.",
+        hint="pass the pipeline itself, or a network of timm",
     )

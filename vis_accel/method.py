@@ -155,6 +155,10 @@ class Method(ABC):
     def check_target(self, view: Any) -> None:  # noqa: B027 - a method that fits every target has nothing to check
         """Raises NotApplicableError, with the reason and the methods that would fit, if this method does not fit the target."""
 
+    def describe(self, view: Any) -> list[str]:
+        """What the method will do to this target, in lines of text: "tokens after each block: 184 171 158". Empty if its options say it all."""
+        return []
+
     @abstractmethod
     def apply(self, target: Any, context: Context) -> Handle:
         """Puts the method on `target` in place and returns the handle that takes it off again."""
