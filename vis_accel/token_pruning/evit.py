@@ -1,7 +1,7 @@
 """EViT: patches the class token does not look at are fused into one token at a few stages.
 
-Paper    Liang et al. 2022, "Not All Patches Are What You Need", arXiv:2202.07800. Score: section 3.2, the class token's attention averaged over
-         heads. Fused token: eq. 4, sum over the dropped of a_i x_i, with the attention as it is (not renormalised).
+Paper    Liang et al. 2022, "Not All Patches Are What You Need", arXiv:2202.07800. Score: section 3.2, the class token's attention averaged
+         over heads. Fused token: eq. 4, sum over the dropped of a_i x_i, with the attention as it is (not renormalised).
 Cost     as topk, and a weighted sum of the dropped patches.
 Departs  a model with a distillation token averages the rows of both; registers are never dropped.
 """
@@ -35,7 +35,9 @@ class Evit(RankingMethod):
     def check_target(self, view: Any) -> None:
         super().check_target(view)
         if vit_view(self, view).rotary:
-            raise NotApplicableError(f"{self.name} adds a token that has no place for the rotary embedding.", hint=f"topk(keep={self.keep:g})")
+            raise NotApplicableError(
+                f"{self.name} adds a token that has no place for the rotary embedding.", hint=f"topk(keep={self.keep:g})"
+            )
 
     def rest(self, tokens: Tensor, scores: Tensor) -> Tensor | None:
         return fused(tokens, scores)

@@ -1,7 +1,7 @@
 """PiToMe: as ToMe, but patches of their own kind are protected; only those from large groups of similar ones are merged.
 
-Paper    Tran et al. 2024, "Accelerating Transformers with Spectrum-Preserving Token Merging", arXiv:2405.16148. Energy of patch i: the mean over
-         the others of f(cos(k_i, k_j) - m), f(t) = t for t > 0 and exp(t) - 1 below; the margin m falls from 0.9 to 0 over the blocks
+Paper    Tran et al. 2024, "Accelerating Transformers with Spectrum-Preserving Token Merging", arXiv:2405.16148. Energy of patch i: the mean
+         over the others of f(cos(k_i, k_j) - m), f(t) = t for t > 0 and exp(t) - 1 below; the margin m falls from 0.9 to 0 over the blocks
          (formulas recalled, held against no reference run).
 Step     the 2r patches of highest energy, alternately into A and B; every a is merged into its most similar b.
 Cost     the similarity of all pairs of patches, four times ToMe's: 2 N^2 d multiply-adds more a block.

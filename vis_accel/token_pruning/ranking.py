@@ -90,9 +90,7 @@ class RankingMethod(FixedCountMethod):
     def steps(self, view: ViTView) -> dict[int, Step]:
         before = (view.prefix + view.patches, *self.counts(view))
         rows = max(1, view.readers)
-        return {
-            block: partial(self._step, view.prefix, rows) for block in self.blocks(view) if before[block + 1] != before[block]
-        }
+        return {block: partial(self._step, view.prefix, rows) for block in self.blocks(view) if before[block + 1] != before[block]}
 
     @abstractmethod
     def rest(self, tokens: Tensor, scores: Tensor) -> Tensor | None:

@@ -1,7 +1,7 @@
 """ToMe: similar patches are merged in every block, between attention and MLP.
 
 Paper    Bolya et al. 2023, "Token Merging: Your ViT But Faster", arXiv:2210.09461. Similarity: cosine of the keys' mean over heads
-         (section 3, table 1b). Matching: bipartite, by parity. Proportional attention: eq. 1. Training: none needed; 30 epochs recover more.
+         (section 3). Matching: bipartite, by parity. Proportional attention: eq. 1. Training: none needed; fine-tuning recovers more.
 Cost     one product of half the patches with the other half, over d features of one head: about 1% of a DeiT-S block.
 Departs  all prefix tokens are out of the matching, registers too (the paper knows class and distillation tokens); a head that pools
          patches weighs them by size (the paper's timm code does not).
@@ -45,7 +45,9 @@ class MergingMethod(FixedCountMethod):
     r: int | tuple[int, ...] = option(8, "the number of tokens merged away in each block, or one number a block", low=0)
     shape: str = option("constant", "how r runs over the blocks: 'rising' from 0 to 2r, 'falling' from 2r to 0", choices=schedule.SHAPES)
     proportional: str = option(
-        "mask", "how a merged token counts as many in attention: by a mask, by a feature of the keys, or not at all", choices=("mask", "feature", "off")
+        "mask",
+        "how a merged token counts as many in attention: by a mask, by a feature of the keys, or not at all",
+        choices=("mask", "feature", "off"),
     )
 
     def merged(self, view: ViTView) -> tuple[int, ...]:
@@ -60,9 +62,7 @@ class MergingMethod(FixedCountMethod):
         numbers = self.merged(view)
         first = next((block for block, r in enumerate(numbers) if r), len(numbers))
         depth = len(numbers)
-        return {
-            block: partial(self._step, view.prefix, r, block / max(1, depth - 1)) for block, r in enumerate(numbers) if block >= first
-        }
+        return {block: partial(self._step, view.prefix, r, block / max(1, depth - 1)) for block, r in enumerate(numbers) if block >= first}
 
     @abstractmethod
     def choose(self, metric: Tensor, r: int, depth: float) -> tuple[Tensor, Tensor, Matching]:

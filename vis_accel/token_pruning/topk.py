@@ -1,6 +1,7 @@
 """Top-K: patches the class token does not look at are dropped at a few stages.
 
-Paper    the strong baseline of Haurum et al. 2023, "Which Tokens to Use?", arXiv:2308.04657: EViT (arXiv:2202.07800) without its fused token.
+Paper    the strong baseline of Haurum et al. 2023, "Which Tokens to Use?", arXiv:2308.04657: EViT (arXiv:2202.07800) without
+         its fused token.
 Cost     one product of the class token's query with the keys, a sort, a gather, at each stage.
 """
 

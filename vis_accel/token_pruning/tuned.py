@@ -1,7 +1,7 @@
 """Weights fine-tuned for another method: a model learns to live with dropped or merged tokens, and gives back most of what they cost.
 
-Source   every paper on token reduction has its fine-tuned rows (Bolya et al. 2023, section 4.2; Liang et al. 2022, arXiv:2202.07800, section
-         4: 30 epochs at a small learning rate, tokens dropped during training too). Trained by `token_pruning/train.py`.
+Source   every paper on token reduction has its fine-tuned rows (Bolya et al. 2023, section 4.2; Liang et al. 2022, arXiv:2202.07800,
+         section 4: 30 epochs at a small learning rate, tokens dropped during training too). Trained by `token_pruning/train.py`.
 Cost     none at run time: the parameters change, the computation does not.
 """
 
@@ -28,6 +28,10 @@ class Tuned(Method):
     touches: ClassVar[tuple[Touch, ...]] = (Touch("weights", "replaces"),)
 
     weights: str | None = option(None, "the name of fine-tuned weights that ship, or a file of token_pruning/train.py")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        addons.check_name(self, "weights")
 
     def check_target(self, view: Any) -> None:
         vit_view(self, view)

@@ -21,7 +21,9 @@ from torch.nn import functional
 
 from vis_accel.errors import NotApplicableError
 
-__all__ = ["LAYERS", "attend", "class_attention", "finish", "log_size_as_feature", "log_size_mask", "project", "project_prefix", "reason_against"]
+__all__ = [
+    "LAYERS", "attend", "class_attention", "finish", "log_size_as_feature", "log_size_mask", "project", "project_prefix", "reason_against",
+]  # fmt: skip
 
 LAYERS = ("Attention", "EvaAttention", "AttentionRope")  # timm's classes whose parts are known, by exact name
 
@@ -62,7 +64,7 @@ def project_prefix(layer: Any, x: Tensor, prefix: int, rope: Tensor | None = Non
         if type(layer.qkv) is not nn.Linear or "forward" in vars(layer.qkv):
             raise NotApplicableError(f"the joint projection is a {type(layer.qkv).__name__}, whose rows cannot be taken apart.")
         weight, width = layer.qkv.weight, layer.qkv.out_features // 3
-        bias = layer.qkv.bias
+        bias: Tensor | None = layer.qkv.bias
         if getattr(layer, "q_bias", None) is not None:
             bias = torch.cat((layer.q_bias, layer.k_bias, layer.v_bias))
         first, rest = (None, None) if bias is None else (bias[:width], bias[width:])
@@ -120,7 +122,8 @@ def log_size_as_feature(q: Tensor, k: Tensor, v: Tensor, size: Tensor) -> tuple[
 
 
 def _split_heads(layer: Any, x: Tensor) -> Tensor:
-    return x.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
+    heads: Tensor = x.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
+    return heads
 
 
 def _rotate(layer: Any, x: Tensor, rope: Tensor | None, like: Tensor) -> Tensor:
@@ -130,4 +133,5 @@ def _rotate(layer: Any, x: Tensor, rope: Tensor | None, like: Tensor) -> Tensor:
 
     prefix = layer.num_prefix_tokens
     turned = apply_rot_embed_cat(x[:, :, prefix:], rope, half=getattr(layer, "rotate_half", False))
-    return torch.cat((x[:, :, :prefix], turned), dim=2).type_as(like)
+    rotated: Tensor = torch.cat((x[:, :, :prefix], turned), dim=2).type_as(like)
+    return rotated

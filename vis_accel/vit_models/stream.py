@@ -103,7 +103,9 @@ class Wrapped:
 
     def __call__(self, x: Tensor | Tokens, rope: Tensor | None = None, attn_mask: Any = None, is_causal: bool = False) -> Tensor | Tokens:
         if attn_mask is not None or is_causal:
-            raise NotApplicableError("A mask was given to a model whose tokens a recipe drops or merges.", hint="remove the recipe's handle")
+            raise NotApplicableError(
+                "A mask was given to a model whose tokens a recipe drops or merges.", hint="remove the recipe's handle"
+            )
         tokens = x if isinstance(x, Tokens) else Tokens(x)
         if tokens.place is not None and rope is not None:
             rope = _rope_at(rope, tokens.place)
@@ -150,4 +152,6 @@ def _pool_by_size(handle: Handle, view: ViTView) -> None:
 
 
 def _no_grid(*args: Any, **options: Any) -> Any:
-    raise NotApplicableError("Intermediate features want the full grid, and a recipe drops or merges tokens.", hint="suspend or remove its handle")
+    raise NotApplicableError(
+        "Intermediate features want the full grid, and a recipe drops or merges tokens.", hint="suspend or remove its handle"
+    )

@@ -67,9 +67,7 @@ class BlockView:
         """What the products of queries and keys are multiplied by."""
         return float(self.module.attn.scale)
 
-    def attention(
-        self, x: Tensor, *, rope: Tensor | None = None, bias: Tensor | None = None, size: Tensor | None = None
-    ) -> Attended:
+    def attention(self, x: Tensor, *, rope: Tensor | None = None, bias: Tensor | None = None, size: Tensor | None = None) -> Attended:
         """x + drop_path(scale(attention(norm(x)))).
 
         Args:
@@ -94,7 +92,8 @@ class BlockView:
         normed = block.norm1(x)
         q, k, v = attention.project_prefix(layer, normed, prefix, rope)
         branch = attention.finish(layer, attention.attend(layer, q, k, v, bias=bias), normed)
-        return x[:, :prefix] + block.drop_path1(self._first_scale(branch))
+        first: Tensor = x[:, :prefix] + block.drop_path1(self._first_scale(branch))
+        return first
 
     def feed(self, x: Tensor) -> Tensor:
         """x + drop_path(scale(mlp(norm(x))))."""
@@ -182,9 +181,8 @@ def view(model: nn.Module) -> ViTView:
     blocks = tuple(BlockView(index, block) for index, block in enumerate(known.blocks))
     grid = known.patch_embed.grid_size
     rotary = getattr(known, "rope", None) is not None
-    return ViTView(
-        model, name, None, int(known.num_prefix_tokens), readers, int(known.num_classes), (int(grid[0]), int(grid[1])), pooling, rotary, blocks
-    )
+    size = (int(grid[0]), int(grid[1]))
+    return ViTView(model, name, None, int(known.num_prefix_tokens), readers, int(known.num_classes), size, pooling, rotary, blocks)
 
 
 def _refusal(model: Any) -> str | None:

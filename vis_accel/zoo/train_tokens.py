@@ -31,8 +31,8 @@ _BATCH = 150
 def default_config(epochs: int = 3) -> TrainingConfig:
     """About 15 minutes on one core."""
     return TrainingConfig(
-        steps=epochs * (45_000 // _BATCH), batch_size=_BATCH, learning_rate=5e-4, optimizer="muon", weight_decay=0.05, warmup=0.1, decay=0.9,
-        ema_decay=0.99,
+        steps=epochs * (45_000 // _BATCH), batch_size=_BATCH, learning_rate=5e-4, optimizer="muon", weight_decay=0.05, warmup=0.1,
+        decay=0.9, ema_decay=0.99,
     )  # fmt: skip
 
 
@@ -61,7 +61,8 @@ class Crops:
     @torch.no_grad()
     def soft_labels(self, images: Tensor) -> Tensor:
         """The teacher's probabilities (B x classes)."""
-        return self.teacher.to(images.device)(images).float().softmax(1)
+        logits: Tensor = self.teacher.to(images.device)(images)
+        return logits.float().softmax(1)
 
     @torch.no_grad()
     def top1(self, model: nn.Module, images: Images, batch: int = 500) -> float:

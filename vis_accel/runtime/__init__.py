@@ -1,0 +1,1 @@
+"""How the same computation is run: compiled, by which kernels."""

@@ -1,0 +1,72 @@
+"""Compile: the network is translated to fused kernels by torch.compile; the computation stays the same up to rounding.
+
+Source   Ansel et al. 2024, "PyTorch 2: Faster Machine Learning Through Dynamic Python Bytecode Transformation and Graph Compilation",
+         ASPLOS 2024 (no arXiv number); backend Inductor.
+Cost     20 to 60 seconds a graph at the first call of each batch shape; whether that is ever won back is in the record's first call.
+Applied  last of all, so that it sees what every other method changed. A network is recompiled for each new shape (dynamic=False).
+Cache    each handle compiles under a code object of its own: several recipes on one model do not push each other's graphs out, and their
+         number is not limited by dynamo's limit for one function.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, ClassVar
+
+import torch
+
+from vis_accel.errors import MissingDependencyError, NotApplicableError
+from vis_accel.handle import Handle
+from vis_accel.method import Context, Exactness, Family, Method, Touch
+
+__all__ = ["Compile"]
+
+
+def own_code(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that calls `forward`, with a code object nobody else has."""
+
+    def run(*args: Any, **options: Any) -> Any:
+        return forward(*args, **options)
+
+    return FunctionType(run.__code__.replace(), run.__globals__, run.__name__, run.__defaults__, run.__closure__)
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler Inductor would use for the CPU; None if there is none."""
+    return next((found for name in ("g++", "clang++", "c++", "cl") if (found := shutil.which(name))), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compile(Method):
+    """Compiles the denoiser of a pipeline, or a vision model."""
+
+    name: ClassVar[str] = "compile"
+    family: ClassVar[Family] = "compile"
+    exactness: ClassVar[Exactness] = "equivalent"
+    touches: ClassVar[tuple[Touch, ...]] = (Touch("forward", "wraps"),)
+
+    def check_target(self, view: Any) -> None:
+        network = _network(view)
+        if next(network.parameters()).device.type == "cpu" and find_compiler() is None:
+            raise MissingDependencyError(
+                "compile needs a C++ compiler on a CPU, and none was found.", hint="apt install g++, or leave compile out"
+            )
+
+    def apply(self, target: Any, context: Context) -> Handle:
+        """Swaps the network's forward for the compiled one; the first call compiles."""
+        network = _network(context.view)
+        compiled = torch.compile(own_code(network.forward), dynamic=False)
+        with Handle.building(target, str(self)) as handle:
+            handle.swap_forward(network, compiled)
+        return handle
+
+
+def _network(view: Any) -> Any:
+    """The network that is called again and again."""
+    network = getattr(view, "denoiser", None) or getattr(view, "model", None)
+    if network is None:
+        raise NotApplicableError("compile is for a pipeline's denoiser or a vision model.")
+    return network
