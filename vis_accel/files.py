@@ -123,3 +123,9 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def user_folder() -> Path:
+    """Where what was searched for this user's models is kept: $VIS_ACCEL_CACHE, else vis-accel in the user's cache."""
+    chosen = os.environ.get("VIS_ACCEL_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vis-accel"

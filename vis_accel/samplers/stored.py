@@ -8,20 +8,19 @@ broken, or of other weights, another sampler or another number of steps, is neve
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vis_accel.errors import DataError, NotApplicableError, UsageError
-from vis_accel.files import write_atomic
+from vis_accel.files import user_folder, write_atomic
 from vis_accel.samplers import schedules
 from vis_accel.strict_json import dumps, loads, read_form, to_form
 
 if TYPE_CHECKING:
     from vis_accel.samplers.solver import Solver
 
-__all__ = ["SHIPPED", "Stored", "find", "keep", "place", "user_folder"]
+__all__ = ["SHIPPED", "Stored", "find", "keep", "place"]
 
 SHIPPED = Path(__file__).parent / "knots"
 
@@ -43,12 +42,6 @@ class Stored:
     steps: int
     knots: tuple[float, ...]
     made: str = ""
-
-
-def user_folder() -> Path:
-    """Where this user's searches are kept."""
-    chosen = os.environ.get("VIS_ACCEL_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vis-accel"
 
 
 def place(folder: Path, network: str, solver: str, steps: int) -> Path:

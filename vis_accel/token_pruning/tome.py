@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vis_accel.method import option
-from vis_accel.token_pruning import schedule
+from vis_accel.token_pruning import schedule, stored
 from vis_accel.token_pruning.base import FixedCountMethod
 from vis_accel.token_pruning.matching import Matching, accept, merge, similarity, split_by_parity
 from vis_accel.vit_models.attention import log_size_mask
@@ -43,15 +43,23 @@ class MergingMethod(FixedCountMethod):
     sizes: ClassVar[bool] = True
 
     r: int | tuple[int, ...] = option(8, "the number of tokens merged away in each block, or one number a block", low=0)
-    shape: str = option("constant", "how r runs over the blocks: 'rising' from 0 to 2r, 'falling' from 2r to 0", choices=schedule.SHAPES)
+    shape: str = option("constant", "how r runs over the blocks: 'rising' from 0 to 2r, 'falling' from 2r to 0, 'searched' for this model", choices=(*schedule.SHAPES, "searched"))
     proportional: str = option(
         "mask",
         "how a merged token counts as many in attention: by a mask, by a feature of the keys, or not at all",
         choices=("mask", "feature", "off"),
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shape != "constant" and not isinstance(self.r, int):
+            raise self.refused("shape", "goes with one number r; a list of numbers has its own shape")
+
     def merged(self, view: ViTView) -> tuple[int, ...]:
         """Number of tokens merged away in each block."""
+        if self.shape == "searched" and isinstance(self.r, int):
+            numbers = stored.find(view.model, self.name, self.r)
+            return schedule.merged(numbers, "constant", depth=len(view.blocks), patches=view.patches, prefix=view.prefix, name=self.name)
         return schedule.merged(self.r, self.shape, depth=len(view.blocks), patches=view.patches, prefix=view.prefix, name=self.name)
 
     def counts(self, view: ViTView) -> tuple[int, ...]:
