@@ -13,15 +13,17 @@ from vis_accel.errors import OutputError
 __all__ = ["run"]
 
 
-def run(
-    *, model: str, recipe: str, data: Path, images: int, by: str, threads: int | None, output: Path | None, format: str
-) -> None:
+def run(*, model: str, recipe: str, data: Path, images: int, by: str, threads: int | None, output: Path | None, format: str) -> None:
     """Searches, reports progress on stderr, prints the recipe on stdout, and keeps the schedule for shape='searched'."""
     from vis_accel.token_pruning.stored import keep
     from vis_accel.token_search import search_tokens
 
     quiet = format in ("json", "quiet")
-    say = (lambda line: None) if quiet else (lambda line: typer.echo(line, err=True))
+
+    def say(line: str) -> None:
+        if not quiet:
+            typer.echo(line, err=True)
+
     found = search_tokens(model, recipe, data=data, images=images, by=by, threads=threads, progress=say)
     if output is not None:
         found.save(output)

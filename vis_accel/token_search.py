@@ -1,7 +1,7 @@
 """`search_tokens`: the schedule of merging that suits a model, found on its own images and kept for `shape="searched"`.
 
-    found = search_tokens("cifar10-vit", "tome(r=7)", data=Path("cifar10"))
-    found.recipe                                   # tome(r=(4, 6, 8, ...)), a recipe like any other
+found = search_tokens("cifar10-vit", "tome(r=7)", data=Path("cifar10"))
+found.recipe                                   # tome(r=(4, 6, 8, ...)), a recipe like any other
 """
 
 from __future__ import annotations

@@ -38,9 +38,10 @@ def applied(model: Any, name: str) -> Handle | None:
     try:
         return accelerate(model, name)
     except NotApplicableError as error:
-        assert "train" in error.message
-        assert error.hint
-        return None
+        refusal = error
+    assert "train" in refusal.message
+    assert refusal.hint
+    return None
 
 
 @torch.no_grad()

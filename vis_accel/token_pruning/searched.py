@@ -3,10 +3,10 @@
 Source   no paper's: the shape that learned schedules take (Chen et al. 2023, DiffRate, arXiv:2305.17997) found without gradients. Loss: the
          Kullback-Leibler divergence of the reduced model's predictions from the full model's, on unlabelled images.
 Course   1. Each block alone merges several shares of its patches: its sensitivity.
-         2. Dynamic programming over (block, patches left) minimises the sum of sensitivities plus lambda x work; bisection over lambda meets
-            the budget of work. Sensitivities do not really add up, hence
+         2. Dynamic programming over (block, patches left) minimises the sum of sensitivities plus lambda x work; bisection over lambda
+            meets the budget of work. Sensitivities do not quite add up, hence
          3. the result is refined on whole runs: tokens are moved between two blocks wherever that lowers the loss within the budget.
-         4. It is compared with the constant, rising and falling schedules of the same work on images the search has not seen.
+         4. It is compared with the constant schedule, and with a rising and a falling one of other work, on images it has not seen.
 Work     multiply-adds, or seconds measured on this machine: a table over the number of tokens, for both halves of a block.
 """
 
@@ -113,7 +113,9 @@ def best_schedule(sensitivity: Sequence[Sequence[float]], work: Work, *, prefix:
     low, high = -40.0, 40.0  # logarithm of the loss that may be paid for the work of the whole model
     found = _path(table, work, math.exp(high) / whole, prefix, patches)
     if work.of(found, prefix, patches) > budget:
-        raise UsageError(f"No schedule does {budget / whole:.3g} of the model's work; the least is {work.of(found, prefix, patches) / whole:.3g}.")
+        raise UsageError(
+            f"No schedule does {budget / whole:.3g} of the model's work; the least is {work.of(found, prefix, patches) / whole:.3g}."
+        )
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         numbers = _path(table, work, math.exp(middle) / whole, prefix, patches)
@@ -170,7 +172,8 @@ def search(
     full = work.of([0] * len(found.blocks), found.prefix, found.patches)
     truth = run.predictions(fresh, None)
     candidates = []
-    for name, numbers in {"searched": refined, **starts}.items():
+    better = {} if refined in starts.values() else {"searched": refined}
+    for name, numbers in (better | starts).items():
         given = run.predictions(fresh, numbers)
         loss = float(functional.kl_div(given, truth, reduction="batchmean", log_target=True))
         same = float((given.argmax(1) == truth.argmax(1)).float().mean())

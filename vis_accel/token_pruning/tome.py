@@ -43,7 +43,11 @@ class MergingMethod(FixedCountMethod):
     sizes: ClassVar[bool] = True
 
     r: int | tuple[int, ...] = option(8, "the number of tokens merged away in each block, or one number a block", low=0)
-    shape: str = option("constant", "how r runs over the blocks: 'rising' from 0 to 2r, 'falling' from 2r to 0, 'searched' for this model", choices=(*schedule.SHAPES, "searched"))
+    shape: str = option(
+        "constant",
+        "how r runs over the blocks: 'rising' from 0 to 2r, 'falling' from 2r to 0, 'searched' for this model",
+        choices=(*schedule.SHAPES, "searched"),
+    )
     proportional: str = option(
         "mask",
         "how a merged token counts as many in attention: by a mask, by a feature of the keys, or not at all",
