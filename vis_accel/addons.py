@@ -24,8 +24,9 @@ from vis_accel.files import write_atomic
 from vis_accel.handle import Handle
 from vis_accel.method import Method
 
-__all__ = ["Addon", "check_name", "find", "identity", "save", "shipped", "swap_parameters"]
+__all__ = ["Addon", "check_name", "differences", "find", "identity", "save", "shipped", "swap_parameters"]
 
+_STEPS, _SCALE = "#steps", "#scale"  # ends of the names of a difference's two parts
 _FOLDER = Path(__file__).parent / "zoo" / "models"
 
 
@@ -99,13 +100,31 @@ def save(path: Path, tensors: Mapping[str, Tensor], *, method: str, model: nn.Mo
     write_atomic(path, serialise({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata=header))
 
 
+def differences(base: nn.Module, tuned: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """`tuned` weights as what they add to `base`: matrices and kernels in 8 bits with a scale for each row, the rest as it is in bfloat16.
+
+    Half the size of bfloat16, and the rounding is of the difference, not of the weight. `swap_parameters` reads both.
+    """
+    found, own = {}, base.state_dict()
+    for name, value in tuned.items():
+        change = value.detach().float().cpu() - own[name].float().cpu()
+        if value.ndim < 2 or not value.is_floating_point():
+            found[prefix + name] = value.to(torch.bfloat16) if value.is_floating_point() else value
+            continue
+        rows = change.flatten(1)
+        scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
+        found[f"{prefix}{name}{_STEPS}"] = (rows / scale).round().to(torch.int8).reshape(change.shape)
+        found[f"{prefix}{name}{_SCALE}"] = scale.flatten()
+    return found
+
+
 def swap_parameters(handle: Handle, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Puts `tensors` in the place of the model's parameters and buffers of these names, in the dtype and on the device those have.
 
     Raises:
         DataError: a name the model does not have, or another shape.
     """
-    for name, tensor in tensors.items():
+    for name, tensor in _whole(model, tensors).items():
         path, _, leaf = name.rpartition(".")
         try:
             owner = model.get_submodule(path)
@@ -117,6 +136,24 @@ def swap_parameters(handle: Handle, model: nn.Module, tensors: Mapping[str, Tens
             raise DataError(f"{name} is {tuple(tensor.shape)} here and {None if old is None else tuple(old.shape)} in the model.")
         fresh = tensor.to(old.device, old.dtype)
         handle.swap_item(table, leaf, nn.Parameter(fresh, old.requires_grad) if isinstance(old, nn.Parameter) else fresh)
+
+
+def _whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` with those that `differences` wrote added to the model's own."""
+    found = {name: tensor for name, tensor in tensors.items() if not name.endswith((_STEPS, _SCALE))}
+    for name, steps in tensors.items():
+        if name.endswith(_STEPS):
+            own = name.removesuffix(_STEPS)
+            scale = tensors.get(own + _SCALE)
+            try:
+                base = model.get_parameter(own)
+            except AttributeError as error:
+                raise DataError(f"The model has no {own}.") from error
+            if scale is None or steps.shape != base.shape or scale.shape != steps.shape[:1]:
+                raise DataError(f"The difference of {own} does not fit the model's {tuple(base.shape)}.")
+            change = steps.float() * scale.reshape(-1, *[1] * (steps.ndim - 1))
+            found[own] = base.detach().float().cpu() + change
+    return found
 
 
 def identity(model: nn.Module) -> str:

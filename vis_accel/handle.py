@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -55,6 +55,7 @@ class Handle:
         self.children: tuple[Handle, ...] = ()
         self._changes: list[Change] = []
         self._at_end: list[Callable[[], object]] = []
+        self._reporters: list[Callable[[], Mapping[str, Any]]] = []
         self._state = "active"  # "suspended", "removed", "adopted"
         self._freed: str | None = None  # the label of the method that freed its originals
         with _lock:
@@ -125,6 +126,17 @@ class Handle:
         """Runs `action` at removal only, after the undos: to close a file, to free a buffer."""
         self._require("active", "change the target through")
         self._at_end.append(action)
+
+    def reports(self, facts: Callable[[], Mapping[str, Any]]) -> None:
+        """Lets `facts` say what happened in the runs so far, for `report`: how many images left by which exit."""
+        self._reporters.append(facts)
+
+    def report(self) -> dict[str, Any]:
+        """What the methods of this handle have to say of the runs so far; empty for most."""
+        found: dict[str, Any] = {}
+        for part in (*(facts() for facts in self._reporters), *(child.report() for child in self.children)):
+            found |= part
+        return found
 
     def adopt(self, child: Handle) -> None:
         """Takes over the changes of `child`, the topmost handle on the same target, which can no longer be removed by itself."""

@@ -59,6 +59,8 @@ METHODS: dict[str, Entry] = {
                      "SDE-DPM-Solver++, multistep: every step adds fresh noise"),
     "dpmpp": Entry("vis_accel.samplers.dpm:Dpmpp", "sampler", "Lu et al. 2022, arXiv:2211.01095",
                    "DPM-Solver++: dpm with data prediction"),
+    "early-exit": Entry("vis_accel.early_exit.method:EarlyExit", "depth", "Teerapittayanon et al. 2016, arXiv:1709.01686",
+                        "images that a classifier in the middle is sure of leave there; thresholds by risk control"),
     "euler": Entry("vis_accel.samplers.euler:Euler", "sampler", "Karras et al. 2022, arXiv:2206.00364",
                    "the first-order step on the probability-flow equation in sigma"),
     "euler-ancestral": Entry("vis_accel.samplers.ancestral:EulerAncestral", "sampler", "Karras et al. 2022, arXiv:2206.00364",

@@ -47,6 +47,7 @@ class Compile(Method):
     family: ClassVar[Family] = "compile"
     exactness: ClassVar[Exactness] = "equivalent"
     touches: ClassVar[tuple[Touch, ...]] = (Touch("forward", "wraps"),)
+    needs: ClassVar[frozenset[str]] = frozenset({"static forward"})  # one graph, the same for every image
 
     def check_target(self, view: Any) -> None:
         network = _network(view)

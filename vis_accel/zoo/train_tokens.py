@@ -108,6 +108,7 @@ class TokenTask:
     def export(self, model: nn.Module, folder: Path) -> None:
         from vis_accel.zoo import load
 
-        weights = {name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in model.state_dict().items()}
+        base = load("cifar10-vit")
+        weights = addons.differences(base, model.state_dict())
         facts = {"recipe": self.recipe, "top1_before": self.before, "top1": self.crops.top1(model, self.test), "n": len(self.test)}
-        addons.save(folder / "addon.safetensors", weights, method="tuned", model=load("cifar10-vit"), facts=facts)
+        addons.save(folder / "addon.safetensors", weights, method="tuned", model=base, facts=facts)
