@@ -22,7 +22,7 @@ from vis_accel.zoo.cifar10 import Images
 from vis_accel.zoo.feature_net import ConvClassifier
 from vis_accel.zoo.train_features import augment
 
-__all__ = ["Crops", "TokenTask", "default_config"]
+__all__ = ["Crops", "FineTuning", "TokenTask", "default_config"]
 
 _CUTOUT = 8  # pixels
 _BATCH = 150
@@ -73,24 +73,18 @@ class Crops:
         return right / len(images)
 
 
-class TokenTask:
-    """Fine-tunes cifar10-vit under a recipe.
+class FineTuning:
+    """Fine-tunes a classifier of 32 x 32 images by labels and teacher.
 
     Args:
-        recipe: on tokens: what the model shall learn to live with.
-        train, test: the images.
-        teacher: the bundled feature network.
+        name: of the task.
+        model: is trained in place.
+        crops: the images and the teacher.
+        test: for the scores.
     """
 
-    def __init__(self, recipe: str, train: Images, test: Images, teacher: ConvClassifier) -> None:
-        from vis_accel.zoo import load
-
-        self.name = f"cifar10-vit under {recipe}"
-        self.recipe, self.test, self.examples = recipe, test, len(train)
-        self.model: nn.Module = load("cifar10-vit")
-        self.crops = Crops(train, teacher, self.model.pretrained_cfg)
-        self.handle = accelerate(self.model, recipe)
-        self.before = self.crops.top1(self.model, test)
+    def __init__(self, name: str, model: nn.Module, crops: Crops, test: Images) -> None:
+        self.name, self.model, self.crops, self.test, self.examples = name, model, crops, test, len(crops.train)
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         return self.crops.batch(indices, generator)
@@ -104,6 +98,25 @@ class TokenTask:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         return {"top1": self.crops.top1(model, self.test)}
+
+
+class TokenTask(FineTuning):
+    """Fine-tunes cifar10-vit under a recipe.
+
+    Args:
+        recipe: on tokens: what the model shall learn to live with.
+        train, test: the images.
+        teacher: the bundled feature network.
+    """
+
+    def __init__(self, recipe: str, train: Images, test: Images, teacher: ConvClassifier) -> None:
+        from vis_accel.zoo import load
+
+        model = load("cifar10-vit")
+        super().__init__(f"cifar10-vit under {recipe}", model, Crops(train, teacher, model.pretrained_cfg), test)
+        self.recipe = recipe
+        self.handle = accelerate(model, recipe)
+        self.before = self.crops.top1(model, test)
 
     def export(self, model: nn.Module, folder: Path) -> None:
         from vis_accel.zoo import load
