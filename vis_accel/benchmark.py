@@ -14,21 +14,21 @@ Several processes (accelerate launch) share the batches of a row; the first one 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vis_accel import measuring
+from vis_accel.benchmark_settings import BUDGET, ROWS, Settings, Watcher, set_aside, try_to_write
 from vis_accel.budget import Cost, choose_n, spoken
+from vis_accel.classifier_bench import bench_classifier, preview_classifier
 from vis_accel.contenders import Contender, Stage
 from vis_accel.errors import UsageError, VisAccelError
 from vis_accel.eval.counters import CallCounter
 from vis_accel.eval.yardstick import Yardstick
-from vis_accel.files import write_atomic
 from vis_accel.generation import Job, generate
 from vis_accel.journal import Journal
 from vis_accel.measuring import Measurer
@@ -36,51 +36,14 @@ from vis_accel.recipe import Recipe
 from vis_accel.record import Card, Record
 from vis_accel.rows import now
 from vis_accel.zoo.measured import Shipped, shipped_baselines, yardstick_for
-from vis_accel.zoo.opened import Placement, open_pipeline
+from vis_accel.zoo.opened import Placement, is_classifier, open_pipeline
 
 __all__ = ["Settings", "Watcher", "bench"]
 
-BUDGET = 300.0  # seconds, where none is given
+BATCH = 50  # images a call, where no other number is given
 MOST = 50_000  # images a row, where no other bound applies
 SETTLING = 6.0  # seconds a row for counters, memory and files
-TIMING_SHARE = 0.14  # of the budget, for the timing of one row or two; more rows share twice as much
-TIMING_MOST = 60.0  # seconds a row, however large the budget
-ROWS = "rows.jsonl"  # the journal, in the output folder
 STRIP = 8  # images of a row kept for the picture
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a benchmark is run, apart from what is measured.
-
-    Attributes:
-        samples: images a row; None: as many as the budget allows.
-        budget: seconds for everything; None: 300, and `samples` may take up to an hour.
-        batch: images a call, in the quality runs.
-        timing_batch: images a call, in the timing.
-        reference: a folder of real images or a file that `vis-accel reference` wrote; None: the bundled model's own, if it has one.
-        output: folder for card.json, card.md, card.png and the rows; None: nothing is written.
-        resume: go on from the rows in `output`.
-        placement: device, dtype, threads of a model that is given by name.
-    """
-
-    samples: int | None = None
-    budget: float | None = None
-    batch: int = 50
-    timing_batch: int = 16
-    reference: str | None = None
-    output: Path | None = None
-    resume: bool = False
-    placement: Placement = field(default_factory=Placement)
-
-
-@dataclass
-class Watcher:
-    """Who wants to know: each is called in the first process only."""
-
-    say: Callable[[str], None] = lambda line: None
-    row: Callable[[Record], None] = lambda record: None
-    progress: Callable[[str, int, int], None] = lambda label, done, total: None
 
 
 def bench(
@@ -91,17 +54,18 @@ def bench(
     settings: Settings | None = None,
     watcher: Watcher | None = None,
 ) -> Card:
-    """Measures recipes on a model against the stock pipeline.
+    """Measures recipes on a model against the model without them.
 
     Args:
-        model: a name or folder that `load` knows, or a loaded pipeline.
+        model: a name or folder that `load` knows, a loaded pipeline, or a loaded image classifier.
         recipes: what is measured, one row each.
-        job: what is generated; what it leaves open, a bundled model's card pins.
+        job: for pipelines, what is generated; what it leaves open, a bundled model's card pins.
         settings: how many images, how long, where to.
         watcher: receives lines, rows and progress.
 
     Returns:
-        The card: the stock row as baseline, diffusers' fast sampler, then the recipes in the order given.
+        The card: the stock row as baseline, the second baseline (diffusers' fast sampler; for a classifier the compiled network, if a
+        recipe compiles), then the recipes in the order given.
 
     Raises:
         UsageError: a recipe that does not fit, a number of samples the budget does not allow, too small an n.
@@ -110,16 +74,29 @@ def bench(
     parsed = [Recipe.parse(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
     if not parsed or any(not recipe.methods for recipe in parsed):
         raise UsageError("A benchmark needs at least one recipe that is not empty.", hint="--sampler dpm, or --recipe 'dpm(steps=10)'")
-    with _Bench(model, parsed, job or Job(), settings or Settings(), watcher or Watcher()) as run:
+    settings = settings or Settings()
+    if is_classifier(model):
+        return bench_classifier(model, parsed, job=job or Job(), settings=settings, watcher=watcher or Watcher())
+    _refuse_images(settings)
+    with _Bench(model, parsed, job or Job(), settings, watcher or Watcher()) as run:
         return run.card()
 
 
-def preview(model: Any, recipes: Sequence[Recipe], *, job: Job, placement: Placement) -> list[str]:
-    """What a benchmark would measure, a line a row, without generating anything.
+def preview(model: Any, recipes: Sequence[Recipe], *, job: Job, placement: Placement, settings: Settings | None = None) -> list[str]:
+    """What a benchmark would measure, a line a row, without running any network.
+
+    Args:
+        model, recipes, job: as for `bench`.
+        placement: device, dtype, threads.
+        settings: what else was asked for; its placement does not count.
 
     Raises:
         UsageError: what `bench` would refuse.
     """
+    settings = replace(settings or Settings(), placement=placement)
+    if is_classifier(model):
+        return preview_classifier(model, recipes, job=job, settings=settings)
+    _refuse_images(settings)
     opened = open_pipeline(model, job, placement)
     stage = Stage(opened.pipeline, recipes, opened.job)
     try:
@@ -131,6 +108,16 @@ def preview(model: Any, recipes: Sequence[Recipe], *, job: Job, placement: Place
         return lines
     finally:
         stage.close()
+
+
+def _refuse_images(settings: Settings) -> None:
+    """Raises UsageError for what only classifiers take."""
+    if settings.data is not None or settings.skip_broken:
+        raise UsageError(
+            "--data and --skip-broken are for image classifiers.", hint="real images to hold a pipeline against: --reference DIR"
+        )
+    if settings.more_timing_batches:
+        raise UsageError("A pipeline is timed at one batch size.", hint="--timing-batch once")
 
 
 def _planned_calls(stage: Stage, person: Contender) -> int:
@@ -170,9 +157,9 @@ class _Bench:
             self.stage,
             self.yardstick,
             self.accelerator,
-            batch=settings.batch,
+            batch=settings.batch or BATCH,
             timing_batch=settings.timing_batch,
-            timing_seconds=min(TIMING_MOST, TIMING_SHARE * (settings.budget or BUDGET) / max(1, len(recipes) / 2)),
+            timing_seconds=settings.timing_seconds(len(recipes)),
             progress=self.watcher.progress,
         )
 
@@ -206,9 +193,9 @@ class _Bench:
         if self.journal is None:
             return {}
         if self.main and not self.settings.resume:
-            _set_aside(self.journal.path)
+            set_aside(self.journal.path)
         if self.main:
-            _try_to_write(self.journal.path.parent)
+            try_to_write(self.journal.path.parent)
         self.accelerator.wait_for_everyone()
         return self.journal.read()
 
@@ -320,21 +307,3 @@ class _Bench:
             card = self._card(rows)
             card.save(self.settings.output)
             draw_card(card, self.settings.output)
-
-
-def _try_to_write(folder: Path) -> None:
-    """Finds out before the first image whether the folder takes files.
-
-    Raises:
-        OutputError: it does not.
-    """
-    path = folder / "writable"
-    write_atomic(path, "")
-    path.unlink(missing_ok=True)
-
-
-def _set_aside(path: Path) -> None:
-    """Keeps the rows of an earlier run under another name, so that a new one starts empty and nothing is lost."""
-    if path.exists():
-        stamp = now().replace(":", "").replace("+0000", "")
-        path.rename(path.with_name(f"{path.stem}.{stamp}{path.suffix}"))

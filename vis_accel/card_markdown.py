@@ -29,6 +29,9 @@ def page(card: Card) -> str:
     axis = quality_axis(card.rows)
     if axis:
         parts.append(f"{MARK} no other row is both faster (images/s) and better ({escape(axis)}).")
+    told = [f"- {escape(record.recipe)}: {escape(note)}" for record in card.rows for note in record.notes]
+    if told:
+        parts.append("What the methods did:\n\n" + "\n".join(told))
     doubts = [f"- {escape(record.recipe)}: {escape(reason)}" for record in card.rows for reason in record.unstable]
     if doubts:
         parts.append("Unstable timings:\n\n" + "\n".join(doubts))
@@ -68,11 +71,23 @@ def _row(card: Card, record: Record, best: bool) -> dict[str, str]:
         **{name: _number(value) for name, value in record.counters.items()},
         "images/s": _quantity(speed.images_per_second if speed else None),
         **{f"x {name}": _quantity(speed.ratios.get(name) if speed else None) for name in _names(card.rows, "ratios")},
+        **_others(card.rows, record),
         **{name: _quantity(record.quality.get(name)) for name in _names(card.rows, "quality")},
         "same quality": escape(record.verdict or "-"),
         "peak MB": _number(record.peak_memory_bytes and record.peak_memory_bytes / 1e6),
         "first call s": _number(record.first_call_seconds),
     }
+    return cells
+
+
+def _others(rows: Sequence[Record], record: Record) -> dict[str, str]:
+    """The speeds at other batch sizes, in columns of their own."""
+    cells: dict[str, str] = {}
+    for batch in dict.fromkeys(speed.batch for row in rows for speed in row.other_speeds):
+        found = next((speed for speed in record.other_speeds if speed.batch == batch), None)
+        cells[f"images/s, batch {batch}"] = _quantity(found.images_per_second if found else None)
+        for name in _names(rows, "ratios"):
+            cells[f"x {name}, batch {batch}"] = _quantity(found.ratios.get(name) if found else None)
     return cells
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vis_accel.cli_finetune import finetune
 from vis_accel.errors import UsageError, VisAccelError
 
 if TYPE_CHECKING:
@@ -35,6 +36,13 @@ class Format(str, enum.Enum):
     human = "human"
     json = "json"
     quiet = "quiet"
+
+
+class Listed(str, enum.Enum):
+    """What `list` lists."""
+
+    methods = "methods"
+    models = "models"
 
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Bundled model, hub id, or local diffusers folder.")]
@@ -65,8 +73,16 @@ def _top(
 
 
 @app.command("list")
-def list_methods(format: Formatted = Format.auto) -> None:
-    """The methods there are, with family, paper and one line each."""
+def list_methods(
+    what: Annotated[Listed, typer.Argument(help="methods or models.")] = Listed.methods,
+    format: Formatted = Format.auto,
+) -> None:
+    """The methods there are, with family, paper and one line each; or the models."""
+    if what is Listed.models:
+        from vis_accel.cli_export import list_models
+
+        list_models(format.value)
+        return
     import json
     from dataclasses import asdict
 
@@ -175,10 +191,21 @@ def schedule(
     seed: Seed = 0,
     device: Device = None,
     threads: Threads = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="For classifiers: a merging method whose work is kept, 'tome(r=7)'.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="With --recipe: folder of class folders.")] = None,
+    by: Annotated[str, typer.Option("--by", help="With --recipe: work in flops, or in latency measured here.")] = "flops",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File for everything that was tried, as JSON.")] = None,
     format: Formatted = Format.auto,
 ) -> None:
-    """Search the knots that suit a model, a sampler and a number of calls, and print them as a recipe."""
+    """Search the knots that suit a model, a sampler and a number of calls (or, with --recipe, how many tokens to merge in which block)."""
+    if recipe is not None:
+        from vis_accel.cli_token_schedule import run as run_tokens
+
+        if data is None:
+            raise UsageError("A search of token schedules looks at images.", hint="--data DIR, a folder of class folders")
+        model = "cifar10-vit" if model == "cifar10-dit" else model
+        run_tokens(model=model, recipe=recipe, data=data, images=images, by=by, threads=threads, output=output, format=format.value)
+        return
     from vis_accel.cli_schedule import run
 
     run(
@@ -215,12 +242,42 @@ def train(
 
 
 @app.command()
+def export(
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, ending in .onnx, or in .pt2 for PyTorch's own form.")],
+    model: Model = "cifar10-vit",
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Exported with the model: 'tome(r=13)'.")] = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="timm/NAME without its weights.")] = False,
+    size: Annotated[int | None, typer.Option("--size", help="Side of the images in pixels. Default: the model's.")] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Images a call of the file takes.")] = 1,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="It takes any number of images.")] = False,
+    reparameterize: Annotated[bool, typer.Option("--reparameterize/--no-reparameterize", help="Fold batch norms first.")] = True,
+    opset: Annotated[int | None, typer.Option("--opset", help="Of ONNX. Default: PyTorch's.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of images to compare on. Default: random ones.")] = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", help="With --data: how many images.")] = 256,
+    threads: Threads = None,
+    format: Formatted = Format.auto,
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Write a classifier as ONNX or as a PyTorch exported program, and compare the file with it."""
+    from vis_accel.cli_export import run
+
+    run(
+        model=model, output=output, recipe=recipe, random_weights=random_weights, size=size, batch=batch, dynamic_batch=dynamic_batch,
+        reparameterize=reparameterize, opset=opset, data=data, samples=samples, threads=threads, format=format.value,
+        allow_pickle=allow_pickle,
+    )  # fmt: skip
+
+
+@app.command()
 def doctor(format: Formatted = Format.auto) -> None:
     """What this machine has, what works on it, and the line that installs what is missing."""
     from vis_accel.doctor import examine, table
 
     found = examine()
     typer.echo(table(found, format.value))
+
+
+app.command()(finetune)
 
 
 def main(arguments: list[str] | None = None) -> None:

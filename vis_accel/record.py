@@ -81,10 +81,12 @@ class Record:
         quality: by name: "FID[cifar10-features]", "PSNR", "top-1".
         verdict: whether the quality is the same as the baseline's, and why, in words; None where no claim is made.
         speed: None if speed was not measured.
+        other_speeds: at other batch sizes.
         counters: counted, never inferred: "calls" in time per image, "nfe" rows evaluated per image, "macs".
         peak_memory_bytes: of this row alone.
         first_call_seconds: compilation and calibration included.
         unstable: why the timing should not be trusted; empty if it can be.
+        notes: what the methods say they did, and what the numbers amount to, in lines.
         machine, versions, commit: as vis_accel.machine reports them.
         started, finished: UTC, ISO 8601.
     """
@@ -101,10 +103,12 @@ class Record:
     quality: dict[str, Quantity] = field(default_factory=dict)
     verdict: str | None = None
     speed: Speed | None = None
+    other_speeds: tuple[Speed, ...] = ()
     counters: dict[str, int | float | None] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     first_call_seconds: float | None = None
     unstable: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     machine: dict[str, Scalar] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
@@ -229,11 +233,11 @@ class Card:
 def undominated(rows: Sequence[Record]) -> list[Record]:
     """The rows that no other beats: none is at least as fast and as good and better in one of the two.
 
-    Fast is images per second. Good is the first of FID (lower is better) and PSNR (higher is better) that more than one row has; rows
-    that lack it or a speed are neither compared nor returned.
+    Fast is images per second. Good is the first of FID (lower is better), PSNR and top-1 (higher is better) that more than one row has;
+    rows that lack it or a speed are neither compared nor returned.
     """
     name = quality_axis(rows)
-    points = [(record, point) for record in rows if name and (point := _point(record, name))]
+    points = [(record, point) for record in rows if name and (point := _point(record, name, rows[0]))]
     return [record for record, point in points if not any(_beats(other, point) for _, other in points)]
 
 
@@ -242,16 +246,30 @@ def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 
 def quality_axis(rows: Iterable[Record]) -> str | None:
-    """The quality that decides between rows: an FID that several rows have, else a PSNR, else None."""
+    """The quality that decides between rows: an FID that several rows have, else a PSNR, else the top-1 accuracy, else None."""
     names = [name for record in rows for name, found in record.quality.items() if found.value is not None]
-    return next((name for start in ("FID", "PSNR") for name in names if name.startswith(start) and names.count(name) > 1), None)
+    return next((name for start in ("FID", "PSNR", "top-1") for name in names if name.startswith(start) and names.count(name) > 1), None)
 
 
-def _point(record: Record, name: str) -> tuple[float, float] | None:
-    quality = record.quality.get(name)
-    if record.speed is None or record.speed.images_per_second.value is None or quality is None or quality.value is None:
+def pace(record: Record, axis: str, base: Record) -> float | None:
+    """Images/s for comparing rows; None without a speed.
+
+    The rows of a classifier are timed one after the other in calls of milliseconds, and the machine's own pace drifts meanwhile: what
+    compares them is the baseline's images/s times the paired ratio to it.
+    """
+    if record.speed is None or record.speed.images_per_second.value is None:
         return None
-    return record.speed.images_per_second.value, -quality.value if name.startswith("FID") else quality.value
+    ratio = record.speed.ratios.get(base.recipe)
+    if axis != "top-1" or ratio is None or ratio.value is None or base.speed is None or base.speed.images_per_second.value is None:
+        return record.speed.images_per_second.value
+    return ratio.value * base.speed.images_per_second.value
+
+
+def _point(record: Record, name: str, base: Record) -> tuple[float, float] | None:
+    quality, speed = record.quality.get(name), pace(record, name, base)
+    if speed is None or quality is None or quality.value is None:
+        return None
+    return speed, -quality.value if name.startswith("FID") else quality.value
 
 
 def _reading(kind: type[T], form: object, where: str) -> T:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -67,7 +67,11 @@ class TrainingConfig:
 
 
 class Task(Protocol):
-    """What is trained. The trainer calls these and nothing else."""
+    """What is trained. The trainer calls these and nothing else.
+
+    A task may also have `lr_scales`, a mapping from names of the model's parameters to what their learning rate is multiplied by (1 for
+    those not in it); `begin_step(step)`, called before each batch; and `stop(history)`, asked after each evaluation whether to end early.
+    """
 
     @property
     def name(self) -> str:
@@ -143,6 +147,8 @@ def train(
     run = _Run(task, config, output, report)
     run.begin(resume)
     for step in range(run.step, config.steps):
+        if run.stopped:
+            break
         run.advance(step)
     return run.finish()
 
@@ -160,10 +166,10 @@ class _Run:
             raise UsageError(f"A batch of {config.batch_size} cannot be shared by {self.accelerator.num_processes} processes.")
         if config.channels_last:
             task.model.to(memory_format=torch.channels_last)
-        self.model, self.optimizer = self.accelerator.prepare(task.model, _optimizer(task.model, config))
+        self.model, self.optimizer = self.accelerator.prepare(task.model, _optimizer(task.model, config, getattr(task, "lr_scales", {})))
         self.ema = ModelEmaV3(task.model, decay=config.ema_decay, use_warmup=True, foreach=True)
         self.forward = torch.compile(self.model) if config.compile else self.model
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.stopped = 0, 0.0, False
         self.history: list[dict[str, float]] = []
         self.losses: list[Tensor] = []
 
@@ -179,6 +185,7 @@ class _Run:
             _same_configuration(facts["config"], self.config)
             rest.restore(self._networks(), self.optimizer.optimizer)
             self.step, self.seconds, self.history = facts["step"], facts["seconds"], facts["history"]
+            self.stopped = self._stops()
             self.report(f"resumed at step {self.step} of {self.config.steps}")
         self.model.train()
         self.started = self.saved = self.told = time.monotonic()
@@ -186,13 +193,15 @@ class _Run:
 
     def advance(self, step: int) -> None:
         config, process = self.config, self.accelerator.process_index
+        if begin := getattr(self.task, "begin_step", None):
+            begin(step)
         mine = batch_indices(step, examples=self.task.examples, batch_size=config.batch_size, seed=config.seed)
         mine = mine.chunk(self.accelerator.num_processes)[process]
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 64 + process)
         with torch.no_grad():
             batch = tuple(part.to(self.accelerator.device) for part in self.task.batch(mine, generator))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
+            group["lr"] = learning_rate(step, config) * group["lr_scale"]
         with _attention(self.accelerator.device), self._precision():
             loss = self.task.loss(self.forward, *batch)
         self.accelerator.backward(loss)
@@ -215,8 +224,16 @@ class _Run:
         if now - self.told > 20 or evaluate or self.step == self.first_step + 1:
             self._note(self.task.evaluate(self.ema.module.eval()) if evaluate else {})
             self.told = time.monotonic()
-        if last or now - self.saved > self.config.checkpoint_seconds:
+            self.stopped = bool(evaluate) and not last and self._stops()
+        if last or self.stopped or now - self.saved > self.config.checkpoint_seconds:
             self.save()
+
+    def _stops(self) -> bool:
+        """Whether the task ends the run here; the first process decides for all, as their scores may differ in the last digits."""
+        from accelerate.utils import broadcast_object_list
+
+        asked = getattr(self.task, "stop", None)
+        return bool(asked and broadcast_object_list([bool(asked(self.history))])[0])
 
     def _note(self, scores: dict[str, float]) -> None:
         mean = torch.stack(self.losses).float().mean().item()
@@ -253,7 +270,7 @@ class _Run:
         seconds = self.history[-1]["seconds"] if self.history else 0.0
         known = {"step", "seconds", "loss", "lr"}
         scores = {name: value for name, value in (self.history[-1] if self.history else {}).items() if name not in known}
-        result = TrainingResult(scores, self.config.steps * self.config.batch_size, seconds, self.history)
+        result = TrainingResult(scores, self.step * self.config.batch_size, seconds, self.history)
         if self.accelerator.is_main_process:
             self.task.export(self.ema.module.eval().cpu(), self.output)  # tasks keep their data, and write, on the CPU
             facts = {"config": asdict(self.config), "seconds": seconds, "processes": self.accelerator.num_processes}
@@ -263,16 +280,24 @@ class _Run:
         return result
 
 
-def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1 and len(p) > 1]
-    vectors = [p for p in model.parameters() if p.requires_grad and not (p.ndim > 1 and len(p) > 1)]  # class tokens and positions too
-    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def _optimizer(model: nn.Module, config: TrainingConfig, scales: Mapping[str, float]) -> torch.optim.Optimizer:
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for scale in sorted({1.0, *scales.values()}, reverse=True):
+        for vectors in (False, True):  # class tokens and positions are vectors too
+            plain: dict[str, Any] = {"params": [], "weight_decay": 0.0 if vectors else config.weight_decay, "lr_scale": scale}
+            groups[scale, vectors] = plain | ({"use_fallback": True} if vectors and config.optimizer == "muon" else {})
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[scales.get(name, 1.0), not (parameter.ndim > 1 and len(parameter) > 1)]["params"].append(parameter)
+    return _made([group for (scale, _), group in groups.items() if group["params"] or scale == 1.0], config)
+
+
+def _made(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
     if config.optimizer == "muon":
         from timm.optim.muon import Muon
 
-        groups[1]["use_fallback"] = True
         muon: torch.optim.Optimizer = Muon(groups, lr=config.learning_rate, momentum=0.9, nesterov=True, betas=config.betas)
         return muon
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
@@ -305,6 +330,10 @@ def _draw_curve(history: list[dict[str, float]], path: Path, title: str) -> None
     axes = figure.add_subplot(xlabel="step", ylabel="loss", title=title)
     axes.plot([row["step"] for row in history], [row["loss"] for row in history], linewidth=1)
     axes.grid(alpha=0.3)
+    if scored := [row for row in history if "top1" in row]:
+        right = axes.twinx()
+        right.set_ylabel("top-1 of the averaged weights")
+        right.plot([row["step"] for row in scored], [row["top1"] for row in scored], "o-", color="tab:orange", linewidth=1, markersize=3)
     image = io.BytesIO()
     FigureCanvasAgg(figure).print_png(image)
     write_atomic(path, image.getvalue())

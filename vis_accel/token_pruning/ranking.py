@@ -63,7 +63,8 @@ class RankingMethod(FixedCountMethod):
             raise self.refused("stages", "must name at least one block, each once, in order")
 
     def check_target(self, view: Any) -> None:
-        vit_view(self, view).require_class_token(self.name)
+        if "class token" in self.needs:
+            vit_view(self, view).require_class_token(self.name)
         super().check_target(view)
 
     def blocks(self, view: ViTView) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from vis_accel.handle import Handle
 from vis_accel.vit_models.attention import log_size_mask
 from vis_accel.vit_models.view import BlockView, ViTView
 
-__all__ = ["Step", "Tokens", "Wrapped", "run_blocks", "run_last_block", "take"]
+__all__ = ["Step", "Tokens", "Wrapped", "rope_among", "run_blocks", "run_last_block", "take"]
 
 
 class Tokens(NamedTuple):
@@ -31,20 +31,22 @@ class Tokens(NamedTuple):
 
     Attributes:
         x: B x N x C, prefix tokens first.
-        size: B x N float32, how many tokens each stands for; None: one each.
+        size: B x N float32, how many tokens each stands for, 0 for padding that fills a batch up; None: one each.
         place: B x (N - prefix) int64, the patch whose position each has; None: the grid's order.
         source: B x N x N0, 1 where a token of the start is part of one of now; None: nobody asked.
+        carried: what a method hands from one of its blocks to the next.
     """
 
     x: Tensor
     size: Tensor | None = None
     place: Tensor | None = None
     source: Tensor | None = None
+    carried: Any = None
 
     @property
     def stateless(self) -> bool:
         """Whether there is nothing but the tokens."""
-        return self.size is None and self.place is None and self.source is None
+        return self.size is None and self.place is None and self.source is None and self.carried is None
 
 
 Step = Callable[[BlockView, Tokens, "Tensor | None"], Tokens]
@@ -70,7 +72,7 @@ def run_blocks(handle: Handle, view: ViTView, steps: Mapping[int, Step], *, size
     """
     if not steps:
         return
-    pooled = sizes and view.pooling in ("avg", "avgmax", "map")
+    pooled = sizes and view.pooling in ("avg", "avgmax", "max", "map")
     for block in view.blocks[min(steps) :]:
         if isinstance(vars(block.module).get("forward"), Wrapped):
             raise ConflictError("Another recipe already changes which tokens the blocks of this model see.", hint="remove its handle first")
@@ -126,6 +128,13 @@ def _rope_at(rope: Tensor, place: Tensor) -> Tensor:
     return rope[:, place].transpose(0, 1)
 
 
+def rope_among(rope: Tensor, index: Tensor) -> Tensor:
+    """Of the rotary embedding that a step is given, the part of the patches `index` (B x M): for steps that drop patches before their block."""
+    if rope.ndim < 4:  # nothing was dropped so far: one for all images
+        return _rope_at(rope, index)
+    return rope.gather(2, index[:, None, :, None].expand(-1, rope.shape[1], -1, rope.shape[3]))
+
+
 def _pool_by_size(handle: Handle, view: ViTView) -> None:
     """Lets the head weigh each token by its size: the mean over merged tokens is then the mean over those they stand for."""
     model, norm, pool = view.model, view.model.norm.forward, view.model.pool
@@ -143,9 +152,12 @@ def _pool_by_size(handle: Handle, view: ViTView) -> None:
         if view.pooling == "map":
             first = view.prefix if view.name != "Eva" and prefix else 0
             return model.attn_pool(x.x[:, first:], attn_mask=log_size_mask(x.size[:, first:], x.x.dtype))  # type: ignore[no-any-return]
-        part, weight = x.x[:, prefix:], x.size[:, prefix:, None].to(x.x.dtype)
+        part, weight, kind = x.x[:, prefix:], x.size[:, prefix:, None].to(x.x.dtype), pool_type or view.pooling
         mean = (part * weight).sum(dim=1) / weight.sum(dim=1)
-        return mean if (pool_type or view.pooling) == "avg" else 0.5 * (part.amax(dim=1) + mean)
+        if kind == "avg":
+            return mean
+        most = part.masked_fill(weight == 0, -torch.inf).amax(dim=1)
+        return most if kind == "max" else 0.5 * (most + mean)
 
     handle.swap_forward(model.norm, normed)
     handle.swap_item(vars(model), "pool", pooled)

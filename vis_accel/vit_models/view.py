@@ -13,12 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from vis_accel.errors import NotApplicableError
 from vis_accel.vit_models import attention
 
-__all__ = ["Attended", "BlockView", "ViTView", "view"]
+__all__ = ["Attended", "BlockView", "Projected", "ViTView", "view"]
 
 _MODELS = ("VisionTransformer", "VisionTransformerDistilled", "Eva")
 _BLOCKS = ("Block", "EvaBlock")
@@ -55,6 +56,16 @@ class Attended(NamedTuple):
     v: Tensor
 
 
+class Projected(NamedTuple):
+    """What attention works on: its input before and after the norm (B x N x C), and queries, keys and values (B x heads x N x d)."""
+
+    x: Tensor
+    normed: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
 @dataclass(frozen=True)
 class BlockView:
     """One transformer block in parts: (norm, attention, layer scale, drop path), then (norm, MLP, layer scale, drop path)."""
@@ -67,6 +78,11 @@ class BlockView:
         """What the products of queries and keys are multiplied by."""
         return float(self.module.attn.scale)
 
+    @property
+    def heads(self) -> int:
+        """Number of attention heads."""
+        return int(self.module.attn.num_heads)
+
     def attention(self, x: Tensor, *, rope: Tensor | None = None, bias: Tensor | None = None, size: Tensor | None = None) -> Attended:
         """x + drop_path(scale(attention(norm(x)))).
 
@@ -76,15 +92,33 @@ class BlockView:
             bias: added to the scores; it broadcasts to B x heads x N x N.
             size: B x N, how many tokens each stands for; counted in by one more feature of queries and keys.
         """
-        block, layer = self.module, self.module.attn
-        normed = block.norm1(x)
-        q, k, v = attention.project(layer, normed, rope)
+        found = self.project(x, rope)
+        _, _, q, k, v = found
         if size is None:
-            y = attention.attend(layer, q, k, v, bias=bias)
+            y = self.attend(q, k, v, bias=bias)
         else:
+            layer = self.module.attn
             y = attention.attend(layer, *attention.log_size_as_feature(q, k, v, size), bias=bias, scale=self.scale)[..., : v.shape[-1]]
-        branch = attention.finish(layer, y, normed)
-        return Attended(x + block.drop_path1(self._first_scale(branch)), q, k, v)
+        return Attended(self.join(found, y), q, k, v)
+
+    def project(self, x: Tensor, rope: Tensor | None = None) -> Projected:
+        """What attention needs of x (B x N x C), for methods that attend in a way of their own; `join` ends what this begins."""
+        normed = self.module.norm1(x)
+        return Projected(x, normed, *attention.project(self.module.attn, normed, rope))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
+        """The heads' outputs (B x heads x M x d) for M queries, by the fused kernel."""
+        return attention.attend(self.module.attn, q, k, v, bias=bias)
+
+    def join(self, found: Projected, y: Tensor, rows: Tensor | None = None) -> Tensor:
+        """x + drop_path(scale(projection of the heads' outputs y)); with `rows` (B x M), for these tokens, whose outputs y then holds."""
+        x, normed = found.x, found.normed
+        if rows is not None:
+            image = torch.arange(len(x), device=x.device)[:, None]
+            x, normed = x[image, rows], normed[image, rows]
+        branch = attention.finish(self.module.attn, y, normed)
+        joined: Tensor = x + self.module.drop_path1(self._first_scale(branch))
+        return joined
 
     def prefix_attention(self, x: Tensor, prefix: int, *, rope: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """What `attention` gives for the first `prefix` tokens (B x prefix x C), at the cost of keys and values alone for the others."""

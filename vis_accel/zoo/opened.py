@@ -1,16 +1,21 @@
-"""A pipeline ready to be run from the command line: loaded, placed, silent, and with the job its card pins."""
+"""A model ready to be run from the command line: loaded and placed; a pipeline silent, and with the job its card pins."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vis_accel.errors import UnknownNameError, UsageError
 from vis_accel.generation import Job
 
-__all__ = ["Opened", "Placement", "open_pipeline"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Opened", "OpenedClassifier", "Placement", "is_classifier", "open_classifier", "open_pipeline"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -24,12 +29,16 @@ class Placement:
         dtype: of the weights; None: as loaded.
         threads: on the CPU; None: as PyTorch chose.
         allow_pickle: load weights that can run code.
+        random_weights: for timm/NAME: the architecture without its weights, for rows of speed alone.
+        size: for timm/NAME: height and width of the images, in pixels; None: the model's own.
     """
 
     device: str | None = None
     dtype: str | None = None
     threads: int | None = None
     allow_pickle: bool = False
+    random_weights: bool = False
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,93 @@ class Opened:
     job: Job
 
 
+@dataclass(frozen=True)
+class OpenedClassifier:
+    """A loaded classifier.
+
+    Attributes:
+        name: of the model, or the network's class.
+        network: in evaluation mode.
+        sha256: of its weights.
+        trained: whether its answers mean anything.
+        classes: names of its classes, where they are known.
+    """
+
+    name: str
+    network: nn.Module
+    sha256: str
+    trained: bool
+    classes: tuple[str, ...] = ()
+
+
+def is_classifier(model: Any) -> bool:
+    """Whether `model`, a name, a folder or a loaded object, is a classifier; loads nothing. What is not known is taken for a pipeline."""
+    if not isinstance(model, str):
+        from torch import nn
+
+        return isinstance(model, nn.Module)
+    from vis_accel.zoo import MODELS
+
+    if model in MODELS or model.startswith("timm/"):
+        return model not in MODELS or MODELS[model].kind == "classifier"
+    folder = Path(os.path.expanduser(model))
+    described = (folder / "card.json").is_file() or (folder / "config.json").is_file()
+    return described and not (folder / "model_index.json").is_file()
+
+
+def open_classifier(model: Any, placement: Placement) -> OpenedClassifier:
+    """Loads the classifier `model`, or takes a network that is loaded already as it is.
+
+    Raises:
+        UsageError: no classifier, a network in training mode, a device, dtype or size there is not.
+        ModelError: weights that are missing, broken or unsafe.
+    """
+    import torch
+
+    from vis_accel.eval.features import digest
+    from vis_accel.zoo import MODELS, describe, load
+
+    if not isinstance(model, str):
+        _refuse_unfit(model, placement)
+        return OpenedClassifier(type(model).__name__, model, digest(model), trained=True)
+    if placement.dtype is not None and placement.dtype not in DTYPES:
+        raise UnknownNameError.of("dtype", placement.dtype, DTYPES)
+    if placement.size is not None and not model.startswith("timm/"):
+        raise UsageError(f"A size is for timm/NAME; {model} takes images of its own size.", hint="leave out --size")
+    if placement.threads is not None:
+        torch.set_num_threads(placement.threads)
+    network = load(
+        model, allow_pickle=placement.allow_pickle, dtype=placement.dtype, random_weights=placement.random_weights,
+        device=placement.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+    )  # fmt: skip
+    if not isinstance(network, torch.nn.Module):
+        raise UsageError(f"{model} is no image classifier.")
+    if placement.size is not None:
+        _resize(network, placement.size, model)
+    if model in MODELS:
+        card = describe(model)
+        return OpenedClassifier(model, network, card.sha256, trained=True, classes=card.classes)
+    return OpenedClassifier(model, network, digest(network), trained=not placement.random_weights)
+
+
+def _refuse_unfit(network: nn.Module, placement: Placement) -> None:
+    if any(module.training for module in network.modules()):
+        raise UsageError(f"The {type(network).__name__} is in training mode.", hint="model.eval()")
+    if placement != Placement():
+        raise UsageError("A placement is for models given by name; this one is loaded and placed already.", hint="leave it out")
+
+
+def _resize(network: Any, size: int, name: str) -> None:
+    """Sets a timm network to square images of `size` pixels; one without a fixed size is left as it is."""
+    if not hasattr(network, "set_input_size") or size < 1:
+        return
+    try:
+        network.set_input_size(img_size=(size, size))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{name} cannot be set to images of {size} x {size} pixels: {reason}", hint="another --size") from error
+
+
 def open_pipeline(model: Any, job: Job, placement: Placement) -> Opened:
     """Loads `model`, or takes a pipeline that is loaded already as it is.
 
@@ -64,6 +160,9 @@ def open_pipeline(model: Any, job: Job, placement: Placement) -> Opened:
 
     if not isinstance(model, str):
         return Opened(type(model).__name__, model, digest(view(model).denoiser), job)
+    if placement.random_weights or placement.size is not None:
+        option = "--random-weights" if placement.random_weights else "--size"
+        raise UsageError(f"{option} is for image classifiers of timm; {model} is none.", hint="leave it out, or --model timm/NAME")
     if placement.dtype is not None and placement.dtype not in DTYPES:
         raise UnknownNameError.of("dtype", placement.dtype, DTYPES)
     if placement.threads is not None:
