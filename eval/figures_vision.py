@@ -100,6 +100,68 @@ def long_run() -> str:
     )
 
 
+def early_exit() -> str:
+    """Exits beside shallower models, by `vit_models/early_exit.py compare`."""
+    path = ROOT / "vit_models/results/early-exit.json"
+    if not path.exists():
+        return NOT_YET
+    found = json.loads(path.read_text())
+    lines = [
+        f"n = {found['n']:,}; {found['machine']['processor']}, {found['threads']} threads, float32.",
+        "| | top-1 | GMACs, mean | leave by each exit, the model last | batch 64: x full | batch 1: x full |\n|---|---|---|---|---|---|",
+    ]
+    for name, row in found["rows"].items():
+        value, low, high = (100 * share for share in row["top1"])
+        exits = "-" if "exits" not in row else ", ".join(f"{count / sum(row['exits']):.0%}" for count in row["exits"])
+        ratios = [_ratio(row[f"batch {batch}"]["ratio"]) for batch in (64, 1)]
+        lines[-1] += f"\n| `{name}` | {value:.2f} [{low:.2f}, {high:.2f}] | {row['GMACs']:.4f} | {exits} | {' | '.join(ratios)} |"
+    return "\n\n".join(lines)
+
+
+def edge_survey() -> str:
+    """Edge families by runtime, by `vit_models/survey.py`."""
+    path = ROOT / "vit_models/results/survey.json"
+    if not path.exists():
+        return NOT_YET
+    found = json.loads(path.read_text())
+    lines = [
+        f"{found['machine']['processor']}, {found['settings']['threads'] or found['machine']['threads']} threads, float32. Images a second.",
+        "| model | tokens | GMACs | parameters, M | batch | eager | compiled | OpenVINO |\n|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found["rows"].items():
+        for batch in (key for key in row if key.startswith("batch ")):
+            cells = [_runtime(row[batch].get(runtime, {})) for runtime in ("eager", "compiled", "openvino")]
+            facts = f"{row['tokens'] or '-'} | {row['gmacs']:.2f} | {row['parameters'] / 1e6:.1f}"
+            lines[-1] += f"\n| {name} | {facts} | {batch.removeprefix('batch ')} | {' | '.join(cells)} |"
+    return "\n\n".join(lines)
+
+
+def edge_finetune() -> str:
+    """Short fine-tunings, by `vit_models/finetune_edge.py`."""
+    path = ROOT / "vit_models/results/finetune-edge.json"
+    if not path.exists():
+        return NOT_YET
+    found = json.loads(path.read_text())
+    lines = ["| model | size | top-1 | n |\n|---|---|---|---|"]
+    for row in found["rows"] if isinstance(found["rows"], list) else found["rows"].values():
+        score = row["top1"]
+        value = score["value"] if isinstance(score, dict) else score
+        n = score.get("n", 10 * found["test_per_class"]) if isinstance(score, dict) else 10 * found["test_per_class"]
+        lines[0] += f"\n| {row['model']} | {row['size']} | {value:.1%} | {n:,} |"
+    return lines[0]
+
+
+def _runtime(cell: dict[str, Any]) -> str:
+    if "images_per_second" not in cell:
+        return "failed" if "error" in cell else "-"
+    return f"{cell['images_per_second']:.3g}"
+
+
+def _ratio(ratio: list[float]) -> str:
+    value, low, high = ratio
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]" + ("" if value >= 1 else ", slower")
+
+
 def _facts(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
@@ -115,4 +177,7 @@ def _short(quantity: Quantity | None, factor: float = 1.0) -> str:
     return f"{factor * quantity.value:.4g}{ends}"
 
 
-FIGURES = {"token-speed": token_speed, "token-accuracy": token_accuracy, "addons": addons, "long-run": long_run}
+FIGURES = {
+    "token-speed": token_speed, "token-accuracy": token_accuracy, "addons": addons, "long-run": long_run, "early-exit": early_exit,
+    "edge-survey": edge_survey, "edge-finetune": edge_finetune,
+}  # fmt: skip

@@ -1,7 +1,8 @@
 """Trained parameters that methods need beside the model's own: found by the hash of the model they were trained on, never guessed.
 
 An add-on is one safetensors file. Its header says for which model (sha256 of the weights) and which recipe it was trained, and how.
-Those of the bundled models lie beside them, in `zoo/models/MODEL/addons/NAME.safetensors`; a user's own is named by its path.
+Those of the bundled models lie in `zoo/addons/MODEL/NAME.safetensors` (the folder of a
+model is sealed by its card); a user's own is named by its path.
 
     found = find("early-exit", model, name=None)        the one that ships for this model
     found.tensors, found.facts
@@ -27,7 +28,7 @@ from vis_accel.method import Method
 __all__ = ["Addon", "check_name", "differences", "find", "identity", "save", "shipped", "swap_parameters"]
 
 _STEPS, _SCALE = "#steps", "#scale"  # ends of the names of a difference's two parts
-_FOLDER = Path(__file__).parent / "zoo" / "models"
+_FOLDER = Path(__file__).parent / "zoo" / "addons"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Addon:
 
 def shipped(method: str | None = None) -> dict[str, Path]:
     """The add-ons in this package, by name; with `method`, those it wants."""
-    found = {path.stem: path for path in sorted(_FOLDER.glob("*/addons/*.safetensors"))}
+    found = {path.stem: path for path in sorted(_FOLDER.glob("*/*.safetensors"))}
     return found if method is None else {name: path for name, path in found.items() if _facts(path).get("method") == method}
 
 

@@ -145,6 +145,6 @@ def _lines(found: Exported) -> list[str]:
         )
     lines.append(
         f"  compared   {found.n} {found.images} images with PyTorch: logits differ by {found.difference:.1e} of the largest at worst, "
-        f"{found.typical:.1e} typically; same class for {found.agreement:.1%}"
+        f"{found.typical:.1e} typically, by {found.spread:.1e} between images; same class for {found.agreement:.1%}"
     )
     return lines

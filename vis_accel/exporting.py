@@ -69,10 +69,17 @@ class Folding:
 
 
 class Closeness(NamedTuple):
-    """How near two sets of logits are: difference relative to the largest logit of the image, worst and median; share of equal classes."""
+    """How near two sets of logits are.
+
+    Attributes:
+        difference, typical: of a logit, relative to the largest logit of its image; worst and median image.
+        spread: what they are small against: the same, between the images.
+        agreement: share of images with the same class.
+    """
 
     difference: float
     typical: float
+    spread: float
     agreement: float
 
 
@@ -87,7 +94,7 @@ class Exported:
         opset: of ONNX.
         folding: None: nothing was to be folded.
         images, n: "given" or "random", and how many were compared.
-        difference, typical, agreement: as in `Closeness`.
+        difference, typical, spread, agreement: as in `Closeness`.
         seconds: all of it.
     """
 
@@ -105,6 +112,7 @@ class Exported:
     n: int
     difference: float
     typical: float
+    spread: float
     agreement: float
     seconds: float
 
@@ -150,8 +158,7 @@ def export(
     shape = (batch, _channels(model), *((side, side) if isinstance(side, int) else side))
     given = _images(images, shape)
     with _evaluating(model) if in_place else nullcontext():
-        network = model if in_place else _resized(_copied(model), shape)
-        _try(network, given)
+        network = _fitted(model if in_place else _copied(model), given, resize=not in_place)
         network, folding = folded(network, given) if reparameterize and not in_place else (network, None)
         with accelerate(network, parsed) if parsed.methods else nullcontext():
             data, opset = _written(network, _rows(given, range(max(batch, 2 * dynamic_batch))), format, dynamic_batch, opset)
@@ -195,7 +202,9 @@ def image_size(model: Any) -> tuple[int, int]:
     built = getattr(getattr(model, "patch_embed", None), "img_size", None)
     said = built or (getattr(model, "pretrained_cfg", None) or {}).get("input_size", ())[-2:]
     if not said:
-        raise UsageError(f"{type(model).__name__} does not say what size of images it takes.", hint="size=224, on the command line --size 224")
+        raise UsageError(
+            f"{type(model).__name__} does not say what size of images it takes.", hint="size=224, on the command line --size 224"
+        )
     return (int(said), int(said)) if isinstance(said, int) else (int(said[0]), int(said[1]))
 
 
@@ -257,18 +266,18 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def _resized(network: Any, shape: Sequence[int]) -> nn.Module:
-    if hasattr(network, "set_input_size") and tuple(shape[2:]) != image_size(network):
-        network.set_input_size(img_size=tuple(shape[2:]))
-    return network  # type: ignore[no-any-return]
-
-
-def _try(network: nn.Module, images: Tensor) -> None:
+def _fitted(network: Any, images: Tensor, *, resize: bool) -> nn.Module:
+    """`network`, set to the size of `images` where timm can do that, and seen to take them."""
     try:
+        if resize and hasattr(network, "set_input_size") and tuple(images.shape[2:]) != image_size(network):
+            network.set_input_size(img_size=tuple(images.shape[2:]))
         _logits(network, images[:1])
-    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+    except NotApplicableError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
         message = f"{type(network).__name__} does not take images of {' x '.join(map(str, images.shape[1:]))}: {shown(str(error), 150)}"
         raise UsageError(message, hint="leave out size; some models have their size fixed when they are built") from error
+    return network  # type: ignore[no-any-return]
 
 
 def _logits(network: nn.Module, x: Tensor) -> Tensor:
@@ -349,6 +358,9 @@ def _compared(network: nn.Module, read: Callable[[Tensor], Tensor], images: Tens
         start += size
     got, want = (torch.cat(part) for part in zip(*pairs, strict=True))
     near = _closeness(got, want)
+    if len(want) > 1 and near.spread == 0:
+        message = f"{type(network).__name__} gives all {len(want)} images the same logits, so there is nothing to compare a file by."
+        raise RunError(message, hint="a head that was just made is all zeros: load weights, or train it")
     share = _CLOSE_SHARE if loose else 1.0
     close = float((_apart(got, want) <= _CLOSE).float().mean())
     if not (near.agreement >= _AGREE and close >= share):
@@ -366,8 +378,9 @@ def _apart(got: Tensor, want: Tensor) -> Tensor:
 
 
 def _closeness(got: Tensor, want: Tensor) -> Closeness:
-    apart = _apart(got, want)
-    return Closeness(float(apart.max()), float(apart.median()), float((got.argmax(1) == want.argmax(1)).float().mean()))
+    apart, between = _apart(got, want), _apart(want.mean(0, keepdim=True), want)
+    agreement = float((got.argmax(1) == want.argmax(1)).float().mean())
+    return Closeness(float(apart.max()), float(apart.median()), float(between.max()), agreement)
 
 
 # Folding what timm's re-parameterisation leaves

@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def _tokens(name: str, model: Any, side: int) -> str:
     if family_of(name) == "repvit":
         return ""
     reductions = dict.fromkeys(stage["reduction"] for stage in model.feature_info)
-    return " ".join(str(-((-side // step) ** 2)) for step in reductions)
+    return " ".join(str(math.ceil(side / step) ** 2) for step in reductions)
 
 
 def _gmacs(network: Any, side: tuple[int, int]) -> float:
@@ -124,7 +125,9 @@ def _prepared(runtime: str, network: Any, x: Tensor, threads: int) -> Run:
         return lambda: compiled(x)
     import openvino
 
-    converted = openvino.convert_model(network, example_input=x, input=[list(x.shape)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer, about checks of shapes that are fixed here
+        converted = openvino.convert_model(network, example_input=x, input=[list(x.shape)])
     exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}  # else it may take bf16
     ready, images = openvino.compile_model(converted, "CPU", exact), x.numpy()
     return lambda: torch.from_numpy(ready([images])[0])

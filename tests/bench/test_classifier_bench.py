@@ -301,7 +301,7 @@ def test_a_loaded_network_must_be_ready_and_its_classes_those_of_the_folder(netw
         bench(network.train(), ["shorter"], settings=settings())
     network.eval()
     (folder / "test" / "class9").mkdir()
-    with pytest.raises(DataError, match="4 class folders .* tells 3 classes"):
+    with pytest.raises(DataError, match=r"4 class folders .* tells 3 classes"):
         bench(network, ["shorter"], settings=settings(data=folder))
     with pytest.raises(UsageError, match="twice"):
         bench(network, ["shorter", "shorter"], settings=settings())

@@ -13,7 +13,7 @@ from vis_accel.errors import DataError, UsageError
 from vis_accel.finetuning.augment import augmented, mixed
 from vis_accel.finetuning.data import scan
 from vis_accel.finetuning.options import FinetuneOptions
-from vis_accel.finetuning.pixels import Pixels, broken_images, read_image, stored_side
+from vis_accel.finetuning.pixels import Pixels, headers, read_image, stored_side
 from vis_accel.finetuning.run import finetune
 
 Draw = Callable[..., None]
@@ -74,8 +74,8 @@ def test_broken_images_are_counted_and_named_and_skipped_only_when_asked(folder:
     (folder / "train" / "red" / "003.png").write_bytes(whole[: len(whole) // 2])  # its header is fine, the rest is missing
     (folder / "train" / "blue" / "001.png").write_text("no image")
     part = scan(folder).train
-    assert [path.name for path, _ in broken_images([part], whole=True)] == ["001.png", "003.png"]
-    assert [path.name for path, _ in broken_images([part], whole=False)] == ["001.png"]
+    assert [path.name for path, _ in headers(part)[1]] == ["001.png"]
+    assert [path.name for path, _ in Pixels(part, 8).broken] == ["001.png", "003.png"]
     with pytest.raises(DataError, match=r"2 of 32 images do not open: .*blue/001\.png .*red/003\.png") as caught:
         finetune(options(data=folder))
     assert "--skip-broken" in str(caught.value.hint)
@@ -83,6 +83,10 @@ def test_broken_images_are_counted_and_named_and_skipped_only_when_asked(folder:
     done = finetune(options(data=folder, skip_broken=True, steps=1), report=lines.append)
     assert (done.card["data"]["skipped"], done.card["data"]["train"]) == (2, 22)
     assert any("left out 2 images" in line for line in lines)
+    for path in (folder / "test" / "red").iterdir():
+        path.write_text("no image")
+    with pytest.raises(DataError, match="No image of red in test opens"):
+        finetune(options(data=folder, skip_broken=True, output=folder / "again"))
 
 
 def test_images_from_memory_and_from_the_disk_are_the_same_bits(images: Path) -> None:
@@ -98,10 +102,13 @@ def test_images_from_memory_and_from_the_disk_are_the_same_bits(images: Path) ->
 
 
 def test_equal_small_squares_are_kept_at_their_own_size(images: Path, folder: Path, draw: Draw) -> None:
-    assert stored_side([scan(images).train], 64, room=1.15) == 32
-    assert stored_side([scan(images).train], 16, room=1.25) == 20
+    sizes, _ = headers(scan(images).train)
+    assert stored_side(sizes, 64, room=1.15) == 32
+    assert stored_side(sizes, 16, room=1.25) == 20
     draw(folder / "train", 1, side=40)  # another size among them
-    assert stored_side([scan(folder).train], 64, room=1.25) == 80
+    sizes, _ = headers(scan(folder).train)
+    assert sizes == {(32, 32), (40, 40)}
+    assert stored_side(sizes, 64, room=1.25) == 80
 
 
 def test_images_lie_as_their_exif_tag_says(tmp_path: Path) -> None:

@@ -180,8 +180,12 @@ def test_folders_that_do_not_fit_their_weights_are_refused(tmp_path: Path) -> No
 def test_options_that_would_do_nothing_for_the_network_are_refused(options: Options) -> None:
     with pytest.raises(NotApplicableError, match="ByobNet cannot leave out patches"):
         drop_patches(timm.create_model("test_byobnet"), 0.5)
-    with pytest.raises(NotApplicableError):
+    with pytest.raises(NotApplicableError, match="tome"):
         finetune(options(model="timm/test_byobnet", recipe="tome(r=1)"))
+    with pytest.raises(UsageError, match="dpm is of the family sampler"):
+        finetune(options(recipe="dpm(steps=4)"))
+    with pytest.raises(UsageError, match="--patience does nothing in a run of 3 steps"):
+        finetune(options(patience=1))
     with pytest.raises(UsageError, match="cifar10-vit takes 32 px only"):
         finetune(options(model="cifar10-vit", random_weights=False, size=64))
     with pytest.raises(UsageError, match="random_weights is for timm"):

@@ -90,7 +90,7 @@ def test_a_broken_image_is_named_or_on_request_left_out_and_counted(folder: Path
 
 
 def test_folders_that_cannot_be_are_refused_with_the_reason(folder: Path) -> None:
-    with pytest.raises(DataError, match="3 class folders .*tells 10 classes"):
+    with pytest.raises(DataError, match=r"3 class folders .*tells 10 classes"):
         folder_images(folder, 10)
     with pytest.raises(DataError, match="lacks the classes 'dog'"):
         folder_images(folder, 3, ("ant", "bee", "dog"))

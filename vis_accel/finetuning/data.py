@@ -11,7 +11,7 @@ of each class in the order of their names, as with the bundled models.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,17 +101,10 @@ def scan(root: Path, *, validation_share: float | None = None) -> Folder:
     return Folder(root, classes, train, test, None)
 
 
-def without(part: Part, broken: Iterable[Path], classes: Sequence[str]) -> Part:
-    """`part` without the files that do not open.
-
-    Raises:
-        DataError: a class has no images left.
-    """
-    gone = set(broken)
-    kept = [(path, label) for path, label in zip(part.paths, part.labels, strict=True) if path not in gone]
-    if missing := sorted(set(part.labels) - {label for _, label in kept}):
-        raise DataError(f"No image of {classes[missing[0]]} in {part.name} opens.")
-    return Part(part.name, tuple(path for path, _ in kept), tuple(label for _, label in kept))
+def without(part: Part, broken: Iterable[tuple[Path, str]]) -> Part:
+    """`part` without the files that do not open."""
+    gone = {path for path, _ in broken}
+    return _paired(part.name, [(path, label) for path, label in zip(part.paths, part.labels, strict=True) if path not in gone])
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

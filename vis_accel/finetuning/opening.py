@@ -63,8 +63,6 @@ def open_network(name: str, *, random_weights: bool, size: int | None, classes: 
         network, changed = _sized(network, name, size, own, trained=not random_weights, seed=seed)
         arguments |= changed
         notes.append(f"built for {own} px, trained at {size} px")
-    elif network.pretrained_cfg.get("fixed_input_size") and _takes_size(network) and arguments.get("img_size") is not None:
-        arguments["img_size"] = size
     known = class_names(name, network)
     head_kept = not random_weights and network.num_classes == len(classes) and (known is None or tuple(known) == tuple(classes))
     if not head_kept:
@@ -122,7 +120,9 @@ def _sized(network: Any, name: str, size: int, own: int, *, trained: bool, seed:
     """The network for images of another size, and what its architecture must be told to be built so again."""
     import timm
 
-    if saved.architecture_of(network) is None or name == "cifar10-vit":
+    from vis_accel.finetuning.registered import ARCHITECTURE
+
+    if saved.architecture_of(network) in (None, ARCHITECTURE):
         raise UsageError(f"{name} takes {own} px only; got --size {size}.", hint=f"--size {own}")
     if hasattr(network, "set_input_size"):
         try:

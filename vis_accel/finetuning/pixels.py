@@ -20,7 +20,7 @@ from torch import Tensor
 from vis_accel.errors import DataError
 from vis_accel.finetuning.data import Part
 
-__all__ = ["MEMORY", "Pixels", "broken_images", "read_image", "read_size", "stored_side"]
+__all__ = ["MEMORY", "Pixels", "broken_error", "headers", "read_image", "read_size", "stored_side"]
 
 MEMORY = 4 * 2**30  # bytes a part may take in memory; beyond that it stays on the disk
 _NAMED = 5  # broken images named in an error
@@ -28,28 +28,31 @@ _NAMED = 5  # broken images named in an error
 T = TypeVar("T")
 
 
+Broken = list[tuple[Path, str]]  # files that do not open, with the reason
+
+
 class Pixels:
     """The images of one part.
 
     Args:
-        part: which.
+        part: which; its headers are sound.
         side: of the square, in pixels.
         workers: threads that decode.
         memory: bytes it may take.
 
-    Raises:
-        DataError: images that do not open, counted and the first of them named.
+    Attributes:
+        part: without the images that turned out not to open. On the disk only headers are known beforehand: there, all of it.
+        broken: those images.
     """
 
     def __init__(self, part: Part, side: int, *, workers: int = 4, memory: int = MEMORY) -> None:
-        self.part, self.side = part, side
-        self.labels = torch.tensor(part.labels)
-        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self.side, self.broken = side, Broken()
         self.stored: Tensor | None = None
-        self._ahead: tuple[tuple[int, ...], Future[Tensor]] | None = None
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self.part = self._decoded(part) if 3 * side * side * len(part) <= memory else part
+        self.labels = torch.tensor(self.part.labels)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="ahead")
-        if 3 * side * side * len(part) <= memory:
-            self.stored = torch.stack(_each(self.pool, lambda path: read_image(path, side), part.paths))
+        self._ahead: tuple[tuple[int, ...], Future[Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.part)
@@ -74,20 +77,37 @@ class Pixels:
             self._ahead = (wanted, self._reader.submit(self._read, wanted))
 
     def _read(self, indices: Sequence[int]) -> Tensor:
-        return torch.stack(_each(self.pool, lambda index: read_image(self.part.paths[index], self.side), indices))
+        return torch.stack(list(self.pool.map(lambda index: read_image(self.part.paths[index], self.side), indices)))
+
+    def _decoded(self, part: Part) -> Part:
+        """Fills the memory, and returns the part that opened."""
+        stored, kept = torch.empty(len(part), 3, self.side, self.side, dtype=torch.uint8), []
+        for index, found in enumerate(self.pool.map(lambda path: _tried(read_image, path, self.side), part.paths)):
+            if isinstance(found, DataError):
+                self.broken.append((part.paths[index], found.message))
+            else:
+                stored[len(kept)] = found
+                kept.append(index)
+        self.stored = stored[: len(kept)]
+        return Part(part.name, tuple(part.paths[index] for index in kept), tuple(part.labels[index] for index in kept))
 
 
-def stored_side(parts: Sequence[Part], size: int, *, room: float, workers: int = 4) -> int:
+def headers(part: Part, *, workers: int = 4) -> tuple[set[tuple[int, int]], Broken]:
+    """The sizes (width and height) that occur, and the files whose headers are broken."""
+    with ThreadPoolExecutor(workers) as pool:
+        found = list(pool.map(lambda path: _tried(read_size, path), part.paths))
+    broken = [(path, size.message) for path, size in zip(part.paths, found, strict=True) if isinstance(size, DataError)]
+    return {size for size in found if not isinstance(size, DataError)}, broken
+
+
+def stored_side(sizes: set[tuple[int, int]], size: int, *, room: float) -> int:
     """Side at which to keep images that are trained at `size`: larger by `room`, or their own where all are equal squares no larger.
 
     Args:
-        parts: of the data; their files open.
+        sizes: that occur.
         size: in pixels.
         room: factor that leaves random crops something to choose from.
-        workers: threads that read headers.
     """
-    with ThreadPoolExecutor(workers) as pool:
-        sizes = {found for part in parts for found in pool.map(read_size, part.paths)}
     if len(sizes) == 1:
         (width, height), *_ = sizes
         if width == height and width <= size:
@@ -95,34 +115,12 @@ def stored_side(parts: Sequence[Part], size: int, *, room: float, workers: int =
     return round(size * room)
 
 
-def broken_images(parts: Sequence[Part], *, whole: bool, workers: int = 4) -> list[tuple[Path, str]]:
-    """The images that do not open, with the reason.
-
-    Args:
-        parts: of the data.
-        whole: whether each is decoded, or its header read alone.
-        workers: threads.
-    """
-    look: Callable[[Path], object] = (lambda path: read_image(path, 8)) if whole else read_size
-
-    def reason(path: Path) -> tuple[Path, str] | None:
-        try:
-            look(path)
-        except DataError as error:
-            return path, error.message
-        return None
-
-    with ThreadPoolExecutor(workers) as pool:
-        return [found for part in parts for found in pool.map(reason, part.paths) if found is not None]
-
-
-def broken_error(broken: Sequence[tuple[Path, str]], total: int) -> DataError:
-    """The error for images that do not open."""
+def broken_error(broken: Broken, total: int) -> DataError:
+    """The error for images that do not open: how many of how many, and the first of them."""
     names = "; ".join(reason for _, reason in broken[:_NAMED])
     more = f"; and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
-    return DataError(
-        f"{len(broken)} of {total} images do not open: {names}{more}", hint="mend or delete them, or --skip-broken leaves them out"
-    )
+    message = f"{len(broken)} of {total} images do not open: {names}{more}"
+    return DataError(message, hint="mend or delete them, or --skip-broken leaves them out")
 
 
 def read_image(path: Path, side: int) -> Tensor:
@@ -159,5 +157,9 @@ def read_size(path: Path) -> tuple[int, int]:
         raise DataError(f"{path} does not open as an image: {type(error).__name__}: {error}") from error
 
 
-def _each(pool: ThreadPoolExecutor, read: Callable[[T], Tensor], items: Sequence[T]) -> list[Tensor]:
-    return list(pool.map(read, items))
+def _tried(read: Callable[..., T], path: Path, *more: int) -> T | DataError:
+    """What `read` returns, or its error."""
+    try:
+        return read(path, *more)
+    except DataError as error:
+        return error

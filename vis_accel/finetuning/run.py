@@ -18,16 +18,19 @@ from typing import Any
 import torch
 
 from vis_accel import training
-from vis_accel.errors import RunError, UsageError
+from vis_accel.apply import accelerate
+from vis_accel.errors import DataError, RunError, UsageError
 from vis_accel.eval.interval import Interval
 from vis_accel.files import write_atomic
 from vis_accel.finetuning import adapters, card, distill, saved, scales
 from vis_accel.finetuning.data import Folder, scan, without
 from vis_accel.finetuning.opening import Opened, head_modules, open_network
 from vis_accel.finetuning.options import ADAPTERS, FinetuneOptions
-from vis_accel.finetuning.pixels import MEMORY, Pixels, broken_error, broken_images, stored_side
+from vis_accel.finetuning.pixels import Pixels, broken_error, headers, stored_side
 from vis_accel.finetuning.student import PREFIX, Student, drop_patches
 from vis_accel.finetuning.task import FinetuneTask
+from vis_accel.handle import Handle
+from vis_accel.recipe import Recipe
 
 __all__ = ["Finetuned", "finetune"]
 
@@ -79,12 +82,12 @@ def finetune(options: FinetuneOptions, *, report: Callable[[str], None] = lambda
     if options.teacher is not None:
         teacher = distill.open_teacher(options.teacher, kind=str(options.distillation), classes=folder.classes)
     student, rates, patch_drop = _student(options, opened, teacher)
-    folder = _whole(folder, options, opened.size, say)
-    parts = _pixels(folder, options, opened.size)
+    handle = _reduction(options, student)
+    folder, parts = _loaded(folder, options, opened.size, say)
     config = _config(options, len(folder.train))
     task = FinetuneTask(
         options, opened, student, classes=folder.classes, parts=parts, steps=config.steps, batch_size=config.batch_size, teacher=teacher,
-        lr_scales=rates, patch_drop=patch_drop,
+        lr_scales=rates, patch_drop=patch_drop, handle=handle,
     )  # fmt: skip
     say(_summary(folder, student, config))
     before = task.scores(student.network, ["validation"]) if opened.head_kept else {}
@@ -126,29 +129,40 @@ def _student(options: FinetuneOptions, opened: Opened, teacher: distill.Teacher 
     return student, rates, patch_drop
 
 
-def _whole(folder: Folder, options: FinetuneOptions, size: int, say: Callable[[str], None]) -> Folder:
-    """The folder without images that do not open, which are an error unless they shall be skipped."""
-    parts = [part for part in (folder.train, folder.validation, folder.test) if part is not None]
-    small = 3 * size * size * max(map(len, parts)) * _ROOM**2 <= MEMORY
-    broken = broken_images(parts, whole=small, workers=options.workers)
-    if not broken:
-        return folder
-    if not options.skip_broken:
-        raise broken_error(broken, sum(map(len, parts)))
-    gone = [path for path, _ in broken]
-    say(f"left out {len(gone)} images that do not open: {', '.join(path.name for path in gone[:5])}{' ...' if len(gone) > 5 else ''}")
-    kept = [without(part, gone, folder.classes) for part in parts]
-    return replace(folder, train=kept[0], validation=kept[1], test=kept[2] if folder.test is not None else None, skipped=len(gone))
+def _reduction(options: FinetuneOptions, student: Student) -> Handle | None:
+    """The recipe's handle on the network, suspended until training begins; None without a recipe."""
+    if options.recipe is None:
+        return None
+    for method in Recipe.parse(options.recipe).methods:
+        if method.family != "tokens":
+            message = f"--recipe is the token reduction to train with; {method.name} is of the family {method.family}."
+            raise UsageError(message, hint="--recipe 'tome(r=8)'")
+    handle = accelerate(student.network, options.recipe)
+    handle.suspend()
+    return handle
 
 
-def _pixels(folder: Folder, options: FinetuneOptions, size: int) -> dict[str, Pixels]:
-    named = {"train": folder.train, "validation": folder.validation, "test": folder.test}
-    found = {}
-    for name, part in named.items():
+def _loaded(folder: Folder, options: FinetuneOptions, size: int, say: Callable[[str], None]) -> tuple[Folder, dict[str, Pixels]]:
+    """The images by part, and the folder without those that do not open, which are an error unless they shall be skipped."""
+    parts = {"train": folder.train, "validation": folder.validation, "test": folder.test}
+    pixels, broken = {}, []
+    for name, part in parts.items():
         if part is not None:
+            sizes, unread = headers(part, workers=options.workers)
             room = _ROOM if name == "train" and options.augment != "none" else 1.0
-            found[name] = Pixels(part, stored_side([part], size, room=room, workers=options.workers), workers=options.workers)
-    return found
+            sound = without(part, unread)
+            pixels[name] = Pixels(sound, stored_side(sizes, size, room=room), workers=options.workers)
+            broken += unread + pixels[name].broken
+    if not broken:
+        return folder, pixels
+    if not options.skip_broken:
+        raise broken_error(broken, sum(len(part) for part in parts.values() if part is not None))
+    say(f"left out {len(broken)} images that do not open: {', '.join(path.name for path, _ in broken[:5])}{' ...' if broken[5:] else ''}")
+    for part in pixels.values():
+        if missing := set(range(len(folder.classes))) - set(part.part.labels):
+            raise DataError(f"No image of {folder.classes[min(missing)]} in {part.part.name} opens.")
+    found = {name: part.part for name, part in pixels.items()}
+    return replace(folder, train=found["train"], validation=found["validation"], test=found.get("test"), skipped=len(broken)), pixels
 
 
 def _config(options: FinetuneOptions, examples: int) -> training.TrainingConfig:
@@ -157,6 +171,8 @@ def _config(options: FinetuneOptions, examples: int) -> training.TrainingConfig:
         raise UsageError(f"--batch {batch} is more than the {examples} images there are to train with.", hint=f"--batch {examples}")
     per_epoch = examples // batch
     steps = options.steps or options.epochs * per_epoch
+    if options.patience is not None and steps <= per_epoch:
+        raise UsageError(f"--patience does nothing in a run of {steps} steps: it is evaluated once, at the end.", hint="more --epochs")
     return training.TrainingConfig(
         steps=steps, batch_size=batch, learning_rate=options.highest_rate, optimizer=options.optimizer, weight_decay=options.weight_decay,
         betas=(0.9, 0.999), warmup=0.1, decay=0.8, ema_decay=options.ema_decay, mixed_precision=options.precision, compile=options.compile,

@@ -29,6 +29,7 @@ from vis_accel.finetuning import distill, saved
 from vis_accel.finetuning.adapters import merged
 from vis_accel.finetuning.augment import augmented, mixed, scaled
 from vis_accel.finetuning.student import Student
+from vis_accel.handle import Handle
 from vis_accel.training import batch_indices
 
 if TYPE_CHECKING:
@@ -57,11 +58,13 @@ class FinetuneTask:
         teacher: None without distillation.
         lr_scales: by name of parameter, see `training.Task`.
         patch_drop: the layer that leaves out patches; None without.
+        handle: of the recipe on the network, suspended; None without.
     """
 
     def __init__(
         self, options: FinetuneOptions, opened: Opened, student: Student, *, classes: tuple[str, ...], parts: dict[str, Pixels], steps: int,
         batch_size: int, teacher: distill.Teacher | None = None, lr_scales: dict[str, float] | None = None, patch_drop: Any = None,
+        handle: Handle | None = None,
     ) -> None:  # fmt: skip
         self.name = f"{options.model}, {options.mode}"
         self.options, self.opened, self.student, self.classes = options, opened, student, classes
@@ -73,10 +76,7 @@ class FinetuneTask:
         self.mean, self.std = (torch.tensor(opened.network.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
         self.result: dict[str, Any] = {}
         self.best = -1.0
-        self.handle: Any = None
-        if options.recipe is not None:  # tried now, so that a recipe that does not fit is told before the data are read
-            self.handle = accelerate(student.network, options.recipe)
-            self.handle.suspend()
+        self.handle = handle
 
     def begin_step(self, step: int) -> None:
         """Puts the recipe on before the first step, after the trainer has made its average's copy, which stays plain; fetches ahead."""
@@ -172,6 +172,7 @@ class FinetuneTask:
         saved.save(network, folder, size=self.opened.size, classes=self.classes, arguments=self.opened.arguments)
         self._read_back(network, folder, sample)
         self.result = {"merge_difference": difference, "parameters": sum(p.numel() for p in network.parameters())}
+        network.to(next(self.student.parameters()).device)  # where it was trained: the CPU may be slow
         self.result |= self.scores(network, [part for part in self.parts if part != "train"])
 
     @torch.no_grad()

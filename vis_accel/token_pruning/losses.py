@@ -48,13 +48,13 @@ def ponder_loss(ponder: Tensor) -> Tensor:
 
 
 def depth_loss(halting: Sequence[Tensor], target: float) -> Tensor:
-    """Kullback-Leibler divergence of the distribution of halting scores over blocks from a Gaussian of width 1 around block `target`.
+    """Kullback-Leibler divergence of the distribution of halting over blocks from a Gaussian of width 1 around block `target`.
 
     Args:
-        halting: the scores h of each block, B x N, in order.
+        halting: the weight of each block in a token's output, B x N, in order: its score, or the remainder where the token halts.
         target: where tokens shall halt on average, 0-based.
     """
-    mean = torch.stack([h.float().mean() for h in halting])
+    mean = torch.stack([weight.float().mean() for weight in halting])
     found = (mean / mean.sum()).clamp_min(1e-8)
     blocks = torch.arange(len(halting), device=found.device, dtype=torch.float32)
     wanted = (-0.5 * (blocks - target).square()).log_softmax(dim=0)

@@ -123,7 +123,9 @@ class MaskedModel(nn.Module):
         self._stages.append(bits)
         if not self.package or list(self.counts.values())[stage] == self._present(stage):
             return tokens._replace(size=torch.cat((prefix, bits), dim=1))
-        pack = packaged(patches, (before - bits) * found[..., 0].exp())
+        gone = before - bits
+        gone = gone * (gone.detach() > 0.5)  # straight-through bits are 0 and 1 up to rounding
+        pack = packaged(patches, gone * found[..., 0].exp())
         return tokens._replace(x=torch.cat((tokens.x, pack), dim=1), size=torch.cat((prefix, bits, prefix.new_ones(len(pack), 1)), dim=1))
 
     def _present(self, stage: int) -> int:

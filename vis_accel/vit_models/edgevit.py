@@ -8,13 +8,13 @@ Block    local - global - local, each line a residual, P a depthwise 3 x 3 convo
          window; LocalProp is a depthwise transposed convolution of kernel and stride s.
 Shapes   B images, C channels, H x W the grid of a stage, n = H W / s^2 delegates, h heads of d channels.
 Sizes    any whose sides are multiples of 32: strides 4, 2, 2, 2, and windows of s = 4, 2, 2, 1 tile what they leave.
-Cost     scores of attention fall by s^4. Millions of parameters, and 10^9 multiply-adds of one 224 x 224 image, half of what
-         torch.utils.flop_counter says (it counts two a multiply-add); the paper's own, recalled; those of Ma et al. 2024 (EfficientMod),
-         who counted again; checked against the latter:
+Cost     scores of attention fall by s^4. 10^6 parameters and 10^9 multiply-adds of one 224 x 224 image (torch.utils.flop_counter
+         counts two a multiply-add: half of that), here; in the paper, recalled; as Ma et al. counted again ("Efficient Modulation for
+         Vision Networks", ICLR 2024):
              edgevit_xxs    4.07  0.551      4.1  0.6
              edgevit_xs     6.77  1.128      6.7  1.1       6.8  1.1
              edgevit_s     13.11  1.911     11.1  1.9      13.1  1.9
-         No depths fit both 11.1 and 1.9, so edgevit_s is what its authors released.
+         No depths fit both 11.1 and 1.9: edgevit_s is what its authors released.
 Departs  what the paper leaves open follows its authors' release: depths; batch norms before convolutions, layer norms before attention;
          no local aggregation in the last stage, where s = 1; the delegate is the first token of its window.
 Not      EdgeNeXt (arXiv:2206.10589), whose attention is over channels. There are no trained weights here.
@@ -58,8 +58,7 @@ class LocalAggregation(nn.Module):
         """B x C x H x W to the same."""
         x = x + self.position(x)
         x = x + self.drop_path(self.gather(self.norm1(x)))
-        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
-        return out
+        return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
 
 class SparseAttention(nn.Module):
@@ -82,8 +81,7 @@ class SparseAttention(nn.Module):
         x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).unflatten(1, grid)
         if self.spread is not None and self.norm is not None:
             x = self.norm(self.spread(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        out: Tensor = self.proj(x)
-        return out
+        return self.proj(x)  # type: ignore[no-any-return]
 
 
 class GlobalExchange(nn.Module):
@@ -116,8 +114,7 @@ class Patches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """B x chans x (H stride) x (W stride) to B x dim x H x W."""
-        out: Tensor = self.norm(self.proj(x))
-        return out
+        return self.norm(self.proj(x))  # type: ignore[no-any-return]
 
 
 class Stage(nn.Module):
@@ -159,7 +156,6 @@ class EdgeViT(nn.Module):
 
     def __init__(
         self,
-        *,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -180,16 +176,13 @@ class EdgeViT(nn.Module):
         self.num_features = int(embed_dims[-1])
         self.divisor = lcm(*(4 * 2**stage * stride for stage, stride in enumerate(strides)))
         self.patch_embed = Patches(in_chans, embed_dims[0], 4)
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
-        stages: list[Stage] = []
-        before: int | None = None
-        for dim, depth, heads, stride in zip(embed_dims, depths, num_heads, strides, strict=True):
-            stages.append(Stage(before, dim, heads, stride, mlp_ratio, [next(rates) for _ in range(depth)]))
+        rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        self.stages = nn.Sequential()
+        before = None  # the first stage has the width and the grid of the patches already
+        for dim, heads, stride, part in zip(embed_dims, num_heads, strides, rates, strict=True):
+            self.stages.append(Stage(before, dim, heads, stride, mlp_ratio, part.tolist()))
             before = dim
-        self.stages = nn.Sequential(*stages)
-        self.feature_info = [
-            {"num_chs": dim, "reduction": 4 * 2**stage, "module": f"stages.{stage}"} for stage, dim in enumerate(embed_dims)
-        ]
+        self.feature_info = [{"num_chs": d, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, d in enumerate(embed_dims)]
         self.norm = nn.BatchNorm2d(self.num_features)
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
         self.head_hidden_size = self.head.num_features
@@ -202,13 +195,13 @@ class EdgeViT(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes blocks in the backward pass instead of keeping what they made."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+        for part in self.modules():
+            if isinstance(part, Stage):
+                part.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
         """The layer that makes logits."""
-        layer: nn.Module = self.head.fc
-        return layer
+        return self.head.fc  # type: ignore[no-any-return]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh head for `num_classes`, and another pooling if given."""
@@ -242,13 +235,11 @@ class EdgeViT(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B x in_chans x height x width) to the last map, normalised (B x C x height / 32 x width / 32)."""
-        out: Tensor = self.norm(self.stages(self._patches(x)))
-        return out
+        return self.norm(self.stages(self._patches(x)))  # type: ignore[no-any-return]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map to logits, or with `pre_logits` to what the classifier reads."""
-        out: Tensor = self.head(x, pre_logits=True) if pre_logits else self.head(x)
-        return out
+        return self.head(x, pre_logits=pre_logits)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B x in_chans x height x width), normalised, to logits (B x num_classes)."""
@@ -260,18 +251,16 @@ class EdgeViT(nn.Module):
             near = [max(self.divisor, round(side / self.divisor) * self.divisor) for side in (height, width)]
             message = f"EdgeViT takes images whose sides are multiples of {self.divisor}; got {height} x {width}."
             raise UsageError(message, hint=f"resize them, to {near[0]} x {near[1]} for example")
-        out: Tensor = self.patch_embed(x)
-        return out
+        return self.patch_embed(x)  # type: ignore[no-any-return]
 
 
 def _check(stages: Sequence[Sequence[int]]) -> None:
     if len({len(numbers) for numbers in stages}) != 1 or not stages[0]:
-        lengths = ", ".join(str(len(numbers)) for numbers in stages)
-        raise UsageError(f"embed_dims, depths, num_heads and strides give one number a stage; they have {lengths}.")
-    for dim, depth, heads, stride in zip(*stages, strict=True):
-        if min(depth, heads, stride) < 1 or dim % heads:
-            what = f"depth {depth}, {heads} heads, stride {stride} and width {dim}"
-            raise UsageError(f"A stage needs a depth, heads and a stride >= 1, and heads that divide its width; got {what}.")
+        raise UsageError(f"embed_dims, depths, num_heads and strides give one number a stage; got {shown(tuple(stages))}.")
+    if wrong := next((stage for stage in zip(*stages, strict=True) if min(stage) < 1 or stage[0] % stage[2]), None):
+        raise UsageError(
+            f"A stage needs a width that its heads divide, a depth and a stride >= 1; got width, depth, heads, stride {wrong}."
+        )
 
 
 def _initialise(module: nn.Module) -> None:
@@ -281,35 +270,31 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _cfg() -> dict[str, Any]:
-    return {
-        "input_size": (3, 224, 224), "pool_size": (7, 7), "num_classes": 1000, "crop_pct": 0.9, "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "first_conv": "patch_embed.proj", "classifier": "head.fc",
-    }  # fmt: skip
-
-
-default_cfgs = generate_default_cfgs({name: _cfg() for name in ("edgevit_xxs", "edgevit_xs", "edgevit_s")})
+_CFG = {
+    "input_size": (3, 224, 224), "pool_size": (7, 7), "num_classes": 1000, "crop_pct": 0.9, "interpolation": "bicubic",
+    "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "first_conv": "patch_embed.proj", "classifier": "head.fc",
+}  # fmt: skip
+default_cfgs = generate_default_cfgs({name: dict(_CFG) for name in ("edgevit_xxs", "edgevit_xs", "edgevit_s")})
 
 
 def _create(name: str, pretrained: bool, **arguments: Any) -> Any:
     return build_model_with_cfg(EdgeViT, name, pretrained, feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}, **arguments)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def edgevit_xxs(pretrained: bool = False, **kwargs: Any) -> Any:
     """EdgeViT-XXS: 4.1 M parameters."""
-    return _create(
-        "edgevit_xxs", pretrained, **{"embed_dims": (36, 72, 144, 288), "depths": (1, 1, 3, 2), "num_heads": (1, 2, 4, 8)} | kwargs
-    )
+    sizes = {"embed_dims": (36, 72, 144, 288), "depths": (1, 1, 3, 2), "num_heads": (1, 2, 4, 8)}
+    return _create("edgevit_xxs", pretrained, **sizes | kwargs)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def edgevit_xs(pretrained: bool = False, **kwargs: Any) -> Any:
     """EdgeViT-XS: 6.8 M parameters."""
     return _create("edgevit_xs", pretrained, **{"depths": (1, 1, 3, 1)} | kwargs)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def edgevit_s(pretrained: bool = False, **kwargs: Any) -> Any:
     """EdgeViT-S: 13.1 M parameters."""
     return _create("edgevit_s", pretrained, **kwargs)
