@@ -47,7 +47,7 @@ def survey(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     torch._dynamo.reset()  # or the graphs of models of one class add up to dynamo's limit
     model = _network(name)
-    side = (SIDE, SIDE) if FAMILIES.get(family_of(name) or "") is None or not _own_size(name) else image_size(model)
+    side = image_size(model) if _own_size(name) else (SIDE, SIDE)
     network, folding = folded(model, _batch(2, side))
     row: dict[str, Any] = {
         "family": family_of(name), "size": side[0], "tokens": _tokens(name, model, side[0]), "gmacs": _gmacs(network, side),
@@ -65,7 +65,8 @@ def _network(name: str) -> Any:
 
 
 def _own_size(name: str) -> bool:
-    return FAMILIES[family_of(name) or ""].size == "resampled"
+    family = FAMILIES.get(family_of(name) or "")
+    return family is not None and family.size == "resampled"  # it would resample other images, and its work would be that of its own size
 
 
 def _batch(n: int, side: tuple[int, int]) -> Tensor:

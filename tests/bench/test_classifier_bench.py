@@ -244,7 +244,7 @@ def test_broken_images_are_refused_or_left_out_and_the_record_says_so(network: n
 
 
 def test_a_preview_says_what_methods_will_do_and_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.nn.Module, "__call__", lambda *args, **kwargs: pytest.fail("a network was called"))
+    monkeypatch.setattr(timm.models.VisionTransformer, "forward", lambda *args, **kwargs: pytest.fail("the network was called"))
     lines = preview("cifar10-vit", [Recipe.parse("tome(r=4)")], job=Job(), placement=Placement())
     assert lines[1] == "data: cifar10-vit/images.safetensors, 500 images"
     assert lines[-1].strip().startswith("tokens after each block: 61, 57")

@@ -32,6 +32,7 @@ from vis_accel.finetuning.options import FinetuneOptions
         ({"learning_rate": float("nan")}, "--learning-rate must lie"),
         ({"precision": "fp16"}, "--precision is bf16 or no"),
         ({"augment": "some"}, "There is no --augment named 'some'"),
+        ({"optimizer": "lion"}, "There is no --optimizer named 'lion'"),
         ({"epochs": 0}, "--epochs must be from 1"),
         ({"patience": 0}, "--patience must be from 1"),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import numpy
 import pytest
 import timm
 import torch
@@ -123,6 +122,6 @@ def test_what_is_packed_is_what_was_read(folder: Path) -> None:
     pack(images, folder / "packed.safetensors")
     stored = load_file(folder / "packed.safetensors")
     starts = [0, *stored["ends"].tolist()[:-1]]
-    files = [numpy.array(stored["bytes"][a:b]).tobytes() for a, b in zip(starts, stored["ends"].tolist(), strict=True)]
+    files = [stored["bytes"][a:b].numpy().tobytes() for a, b in zip(starts, stored["ends"].tolist(), strict=True)]
     assert files == [images.read(index) for index in range(6)]
     assert tuple(stored["labels"].tolist()) == images.labels

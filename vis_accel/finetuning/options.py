@@ -15,6 +15,7 @@ ADAPTERS = ("lora", "dora", "pissa")
 MODES = ("full", "head", *ADAPTERS)
 DISTILLATIONS = ("logit", "feature", "token")
 AUGMENTATIONS = ("none", "light", "full")
+OPTIMIZERS = ("adamw", "sgd", "muon")
 _CHANGES_NOTHING = ("output", "threads", "resume", "compile", "workers")  # of the result, apart from rounding
 
 
@@ -65,7 +66,7 @@ class FinetuneOptions:
             UsageError: with the option as the command line spells it.
         """
         self._check_numbers()
-        for name, allowed in (("mode", MODES), ("distill", DISTILLATIONS), ("augment", AUGMENTATIONS)):
+        for name, allowed in (("mode", MODES), ("distill", DISTILLATIONS), ("augment", AUGMENTATIONS), ("optimizer", OPTIMIZERS)):
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise UnknownNameError.of(f"--{name}", str(value), allowed)

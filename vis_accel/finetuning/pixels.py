@@ -81,7 +81,8 @@ class Pixels:
 
     def _decoded(self, part: Part) -> Part:
         """Fills the memory, and returns the part that opened."""
-        stored, kept = torch.empty(len(part), 3, self.side, self.side, dtype=torch.uint8), []
+        stored = torch.empty(len(part), 3, self.side, self.side, dtype=torch.uint8)
+        kept: list[int] = []
         for index, found in enumerate(self.pool.map(lambda path: _tried(read_image, path, self.side), part.paths)):
             if isinstance(found, DataError):
                 self.broken.append((part.paths[index], found.message))

@@ -72,6 +72,22 @@ def finetune(options: FinetuneOptions, *, report: Callable[[str], None] = lambda
     say = report if first else (lambda line: None)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    task, folder, config = _prepared(options, say)
+    before = task.scores(student.network, ["validation"]) if opened.head_kept else {}
+    for name, share in before.items():
+        say(f"top-1 before training, {name}: {share.value:.2%} of {share.n}")
+    _record(options, folder, first)
+    result = training.train(task, config, output=options.output, resume=options.resume, report=say)
+    if not first:
+        return Finetuned(options.output, {}, {})
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    made = card.made(task, folder, config, result, before=before, command=command or _command(), processes=processes)
+    card.write(made, options.output)
+    return Finetuned(options.output, {name: value for name, value in task.result.items() if isinstance(value, Interval)}, made)
+
+
+def _prepared(options: FinetuneOptions, say: Callable[[str], None]) -> tuple[FinetuneTask, Folder, training.TrainingConfig]:
+    """What is trained, on what, and how long; refuses early what it refuses."""
     _check_output(options)
     folder = scan(options.data, validation_share=options.validation_share)
     opened = open_network(
@@ -90,17 +106,7 @@ def finetune(options: FinetuneOptions, *, report: Callable[[str], None] = lambda
         lr_scales=rates, patch_drop=patch_drop, handle=handle,
     )  # fmt: skip
     say(_summary(folder, student, config))
-    before = task.scores(student.network, ["validation"]) if opened.head_kept else {}
-    for name, share in before.items():
-        say(f"top-1 before training, {name}: {share.value:.2%} of {share.n}")
-    _record(options, folder, first)
-    result = training.train(task, config, output=options.output, resume=options.resume, report=say)
-    if not first:
-        return Finetuned(options.output, {}, {})
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    made = card.made(task, folder, config, result, before=before, command=command or _command(), processes=processes)
-    card.write(made, options.output)
-    return Finetuned(options.output, {name: value for name, value in task.result.items() if isinstance(value, Interval)}, made)
+    return task, folder, config
 
 
 def _student(options: FinetuneOptions, opened: Opened, teacher: distill.Teacher | None) -> tuple[Student, dict[str, float], Any]:
@@ -158,10 +164,10 @@ def _loaded(folder: Folder, options: FinetuneOptions, size: int, say: Callable[[
     if not options.skip_broken:
         raise broken_error(broken, sum(len(part) for part in parts.values() if part is not None))
     say(f"left out {len(broken)} images that do not open: {', '.join(path.name for path, _ in broken[:5])}{' ...' if broken[5:] else ''}")
-    for part in pixels.values():
-        if missing := set(range(len(folder.classes))) - set(part.part.labels):
-            raise DataError(f"No image of {folder.classes[min(missing)]} in {part.part.name} opens.")
-    found = {name: part.part for name, part in pixels.items()}
+    for loaded in pixels.values():
+        if missing := set(range(len(folder.classes))) - set(loaded.part.labels):
+            raise DataError(f"No image of {folder.classes[min(missing)]} in {loaded.part.name} opens.")
+    found = {name: loaded.part for name, loaded in pixels.items()}
     return replace(folder, train=found["train"], validation=found["validation"], test=found.get("test"), skipped=len(broken)), pixels
 
 

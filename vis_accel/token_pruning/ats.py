@@ -1,13 +1,13 @@
 """ATS: as many patches as the image needs, sampled from what the class token looks at.
 
-Paper    Fayyaz et al. 2022, "Adaptive Token Sampling for Efficient Vision Transformers", arXiv:2111.15667. Score of patch j: the class token's
-         attention times the norm of the value, a_j |v_j|, summed over heads, over the sum of all. Sampling: inverse transform of the
-         cumulative scores at the fixed points (2k - 1) / 2K, k = 1 .. K. A patch that is hit several times stays once, so the
-         number of patches depends on the image: few where attention is gathered, many where it is spread.
+Paper    Fayyaz et al. 2022, "Adaptive Token Sampling for Efficient Vision Transformers", arXiv:2111.15667. Score of patch j: the class
+         token's attention times the norm of the value, a_j |v_j|, summed over heads, over the sum of all. Sampling: inverse transform
+         of the cumulative scores at the fixed points (2k - 1) / 2K, k = 1 .. K. A patch that is hit several times stays once, so
+         the number of patches depends on the image: few where attention is gathered, many where it is spread.
 Step     within attention: only the sampled queries are computed, so attention, projection and MLP of the same block are smaller already.
 Cost     one row of attention, a sort, a search. A batch is as long as its longest image; the others are padded and masked.
-Departs  scores are summed in rising order, as the authors' code does (the paper leaves the order open); the points are the paper's (the code
-         spaces them from the smallest score on). A distillation token's row counts as the class token's; registers always stay.
+Departs  scores are summed in rising order, as the authors' code does (the paper leaves the order open); the points are the paper's (the
+         code spaces them from the smallest score on). A distillation token's row counts as the class token's; registers always stay.
 Not      a fixed count: no static shapes, no export; time falls with the images' own counts at batch 1, with the longest in a batch.
 """
 
@@ -25,6 +25,7 @@ from vis_accel.method import Context, option
 from vis_accel.token_pruning import schedule
 from vis_accel.token_pruning.base import TokenMethod, vit_view
 from vis_accel.token_pruning.compact import alive_first, sizes
+from vis_accel.token_pruning.tally import Tally
 from vis_accel.token_pruning.tome import placed
 from vis_accel.vit_models.attention import log_size_mask
 from vis_accel.vit_models.stream import Tokens, run_blocks, take
@@ -39,7 +40,8 @@ def significance(q: Tensor, k: Tensor, v: Tensor, *, rows: int, scale: float, bi
     if bias is not None:
         scores = scores + bias
     attention = scores.softmax(dim=-1, dtype=torch.float32).mean(dim=2)
-    return (attention * v.float().norm(dim=-1)).sum(dim=1)
+    found: Tensor = (attention * v.float().norm(dim=-1)).sum(dim=1)
+    return found
 
 
 def sampled(scores: Tensor, count: int, there: Tensor | None = None) -> Tensor:
@@ -104,18 +106,21 @@ class Ats(TokenMethod):
     def apply(self, target: Any, context: Context) -> Handle:
         """Wraps the blocks from the first stage on."""
         view: ViTView = context.view
-        step = partial(self._step, view.prefix, max(1, view.readers), self.points(view))
+        tally = Tally()
+        step = partial(self._step, view.prefix, max(1, view.readers), self.points(view), tally)
         with Handle.building(target, str(self)) as handle:
             run_blocks(handle, view, dict.fromkeys(self.blocks(view), step), sizes=True)
+            handle.reports(tally.take)
         return handle
 
-    def _step(self, prefix: int, rows: int, points: int, block: BlockView, tokens: Tokens, rope: Tensor | None) -> Tokens:
+    def _step(self, prefix: int, rows: int, points: int, tally: Tally, block: BlockView, tokens: Tokens, rope: Tensor | None) -> Tokens:
         bias = None if tokens.size is None else log_size_mask(tokens.size, tokens.x.dtype)
         found = block.project(tokens.x, rope)
         there = None if tokens.size is None else tokens.size[:, prefix:] > 0
         with torch.no_grad():
             scores = significance(found.q, found.k, found.v, rows=rows, scale=block.scale, bias=bias)[:, prefix:]
             index, there = alive_first(sampled(scores, points, there))
+            tally.add(f"patches after block {block.index}", int(there.sum()), len(there))
         tokens = placed(tokens, prefix, rope)
         whole = index.shape[1] == tokens.x.shape[1] - prefix  # then every index is its own, or the padding stays where it was
         if whole and bool(there.all()):
@@ -125,9 +130,7 @@ class Ats(TokenMethod):
         return tokens._replace(x=block.feed(tokens.x))
 
 
-def _sample(
-    block: BlockView, tokens: Tokens, found: Projected, bias: Tensor | None, index: Tensor, there: Tensor, prefix: int
-) -> Tokens:
+def _sample(block: BlockView, tokens: Tokens, found: Projected, bias: Tensor | None, index: Tensor, there: Tensor, prefix: int) -> Tokens:
     """Attention for the sampled tokens alone, and what goes with them."""
     first = torch.arange(prefix, device=index.device).expand(len(index), -1)
     rows = torch.cat((first, index + prefix), dim=1)

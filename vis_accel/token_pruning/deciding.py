@@ -1,7 +1,7 @@
 """The form of AdaViT for training: everything is computed, and what is not used is multiplied by 0.
 
-Paper    Meng et al. 2022, arXiv:2111.15668. Gradients reach the bits through the masked attention (as in `masked`), through the heads' outputs and
-         through the sub-layers' branches, all multiplied by their bits.
+Paper    Meng et al. 2022, arXiv:2111.15668. Gradients reach the bits through the masked attention (as in `masked`), through the heads'
+         outputs and through the sub-layers' branches, all multiplied by their bits.
 Law      in evaluation the output is that of `adavit`, which leaves out what is multiplied by 0 (1e-5).
 """
 

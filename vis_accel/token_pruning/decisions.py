@@ -1,9 +1,9 @@
 """Small linear heads that say before each block what of it an image needs: the decision networks of AdaViT, and their bits.
 
-Paper    Meng et al. 2022, "AdaViT: Adaptive Vision Transformers for Efficient Image Recognition", arXiv:2111.15668. From the block's input: the class
-         token says which attention heads, and which of the two sub-layers (attention, MLP), are used; each patch says of itself whether
-         it takes part (so the authors' code; one more linear map of width C -> 1). Bits: sigmoid > 0.5; in training a hard
-         Gumbel-sigmoid at temperature 5, straight through. The first block is always used whole.
+Paper    Meng et al. 2022, "AdaViT: Adaptive Vision Transformers for Efficient Image Recognition", arXiv:2111.15668. From the block's
+         input: the class token says which attention heads, and which of the two sub-layers (attention, MLP), are used; each patch says
+         of itself whether it takes part (so the authors' code; a linear map of width C -> 1). Bits: sigmoid > 0.5; in training a
+         hard Gumbel-sigmoid at temperature 5, straight through. The first block is always used whole.
 
 Shapes   B images, P patches, H heads, C channels.
 """

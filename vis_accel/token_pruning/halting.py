@@ -1,8 +1,9 @@
 """Halting of tokens, block by block: the mathematics of A-ViT, and the step that both its training and its inference run.
 
-Paper    Yin et al. 2022, "A-ViT: Adaptive Tokens for Efficient Vision Transformer", arXiv:2112.07658, algorithm 1. After block l token k has the
-         score h = sigmoid(gamma x_k[0] - beta) of its channel 0, and 1 after the last block; it halts where the sum of its scores
-         reaches 1 - epsilon. Its output is the mean of its states weighted by h, with the remainder 1 - (sum before) at its halt.
+Paper    Yin et al. 2022, "A-ViT: Adaptive Tokens for Efficient Vision Transformer", arXiv:2112.07658, algorithm 1. After block l token k
+         has the score h = sigmoid(gamma x_k[0] - beta) of its channel 0, and 1 after the last block; it halts where the sum of its
+         scores reaches 1 - epsilon. Its output is the mean of its states weighted by h, with the remainder 1 - (sum before) at its
+         halt.
 Law      the weights of a token sum to 1; a token that has halted is no key for others; dropping halted tokens changes no output.
 
 Shapes   B images, N tokens, P of them prefix, R of these read by the head, C channels.
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from vis_accel.handle import Handle
 from vis_accel.token_pruning.compact import alive_first
+from vis_accel.token_pruning.tally import Tally
 from vis_accel.token_pruning.tome import placed
 from vis_accel.vit_models.attention import log_size_mask
 from vis_accel.vit_models.stream import Tokens, run_blocks, take
@@ -80,6 +82,7 @@ class Halting:
         epsilon: a token halts at 1 - epsilon.
         compact: whether halted tokens, and images whose read tokens have halted, are dropped; else they are masked.
         watch: is told what each block decided, for losses.
+        tally: counts the tokens of each block.
     """
 
     prefix: int
@@ -90,11 +93,14 @@ class Halting:
     epsilon: float
     compact: bool = True
     watch: Callable[[Halted], None] | None = None
+    tally: Tally | None = None
 
     def __call__(self, block: BlockView, tokens: Tokens, rope: Tensor | None) -> Tokens:
         """The step of each block; after the last, the outputs of the tokens that are read take the place of the tokens."""
         last = block.index == self.depth - 1
         state = tokens.carried or self._start(tokens.x)
+        if self.tally is not None:
+            self.tally.add(f"tokens in block {block.index}", int(state.alive.sum()), len(state.output))
         if not len(tokens.x):
             return Tokens(state.output) if last else tokens
         bias = None if tokens.size is None else log_size_mask(tokens.size, tokens.x.dtype)

@@ -1,7 +1,8 @@
 """The form of trained selection for training: every patch is computed, those that go are masked out of attention.
 
-Paper    Rao et al. 2021, arXiv:2106.02034: a patch's bit is drawn by a hard Gumbel-softmax, times its bits before; attention is exp(q k) G over
-         its sum, G_ij = bit of j for i != j and 1 for i = j, so that gradients reach the bits. 1e-6 keeps the quotient defined.
+Paper    Rao et al. 2021, arXiv:2106.02034: a patch's bit is drawn by a hard Gumbel-softmax, times its bits before; attention is
+         exp(q k) G over its sum, G_ij = bit of j for i != j and 1 for i = j, so that gradients reach the bits. 1e-6 keeps the
+         quotient defined.
 Law      in evaluation bits are those of the highest probabilities, and the outputs of kept tokens are those of `selection` (1e-5).
 Cost     that of the plain network and its attention matrices: no faster than without dropping.
 

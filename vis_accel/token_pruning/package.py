@@ -48,7 +48,9 @@ class Package(SelectingMethod):
 
     def check_target(self, view: Any) -> None:
         if vit_view(self, view).rotary:
-            raise NotApplicableError(f"{self.name} adds a token that has no place for the rotary embedding.", hint=f"topk(keep={self.keep:g})")
+            raise NotApplicableError(
+                f"{self.name} adds a token that has no place for the rotary embedding.", hint=f"topk(keep={self.keep:g})"
+            )
         super().check_target(view)
 
     def kept(self, view: ViTView) -> dict[int, int]:

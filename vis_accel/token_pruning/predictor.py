@@ -1,7 +1,7 @@
 """Small networks that say which patches matter: DynamicViT's predictor and SPViT's head-wise selector.
 
-Predictor       Rao et al. 2021, arXiv:2106.02034: half of the features of a patch (local) beside the mean of the other half over the patches
-                that are still there (global), then three linear layers to two log-probabilities.
+Predictor       Rao et al. 2021, arXiv:2106.02034: half of the features of a patch (local) beside the mean of the other half over the
+                patches that are still there (global), then three linear layers to two log-probabilities.
 HeadSelector    Kong et al. 2022, arXiv:2112.13890: the same for each head's part of a patch, by one network for all heads; the heads'
                 answers are averaged with weights found from the means of their channels.
 
@@ -29,7 +29,8 @@ def _global(x: Tensor, kept: Tensor | None) -> Tensor:
     if kept is None:
         return x.mean(dim=1, keepdim=True).expand_as(x)
     weight = kept.to(x.dtype).reshape(*kept.shape, *[1] * (x.ndim - 2))
-    return ((x * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp_min(_TINY)).expand_as(x)
+    mean = (x * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp_min(_TINY)
+    return mean.expand_as(x)
 
 
 class Predictor(nn.Module):
@@ -66,7 +67,7 @@ class HeadSelector(nn.Module):
         local = self.features(parts)
         answers = self.answer(torch.cat((local, _global(local, kept)), dim=-1)).float().softmax(dim=-1)
         weights = self.weigh(parts.mean(dim=-1)).float()[..., None]
-        mean = (answers * weights).sum(dim=2) / weights.sum(dim=2).clamp_min(_TINY)
+        mean: Tensor = (answers * weights).sum(dim=2) / weights.sum(dim=2).clamp_min(_TINY)
         return mean.clamp_min(_TINY).log()
 
 

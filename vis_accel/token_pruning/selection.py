@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +50,7 @@ def gathering(view: ViTView, selectors: Sequence[nn.Module], kept: Mapping[int, 
     return {block: partial(_gather, selector, count, view.prefix, package) for (block, count), selector in pairs}
 
 
-def _gather(
-    selector: nn.Module, count: int, prefix: int, package: bool, block: BlockView, tokens: Tokens, rope: Tensor | None
-) -> Tokens:
+def _gather(selector: nn.Module, count: int, prefix: int, package: bool, block: BlockView, tokens: Tokens, rope: Tensor | None) -> Tokens:
     if count < tokens.x.shape[1] - prefix:
         tokens = placed(tokens, prefix, rope)
         patches = tokens.x[:, prefix:]
@@ -70,6 +68,10 @@ class SelectingMethod(RankingMethod):
     """Keeps the patches that trained selectors choose, at a few stages."""
 
     weights: str | None = option(None, "the name of trained selectors that ship, or a file of token_pruning/train.py")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        addons.check_name(self, "weights")
 
     @abstractmethod
     def kept(self, view: ViTView) -> dict[int, int]:

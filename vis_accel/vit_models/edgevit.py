@@ -14,7 +14,7 @@ Cost     scores of attention fall by s^4. 10^6 parameters and 10^9 multiply-adds
              edgevit_xxs    4.07  0.551      4.1  0.6
              edgevit_xs     6.77  1.128      6.7  1.1       6.8  1.1
              edgevit_s     13.11  1.911     11.1  1.9      13.1  1.9
-         No depths fit both 11.1 and 1.9: edgevit_s is what its authors released.
+         edgevit_s has the depths its authors released; the paper's 11.1, which they do not give, is taken for a misprint.
 Departs  what the paper leaves open follows its authors' release: depths; batch norms before convolutions, layer norms before attention;
          no local aggregation in the last stage, where s = 1; the delegate is the first token of its window.
 Not      EdgeNeXt (arXiv:2206.10589), whose attention is over channels. There are no trained weights here.

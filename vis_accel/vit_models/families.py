@@ -16,18 +16,19 @@ from typing import Literal
 
 __all__ = ["FAMILIES", "EdgeFamily", "family_of", "register"]
 
-Norms = Literal["all", "some", "none", "absent"]
+Norms = Literal["all", "some", "none", "stay", "absent"]
 NORMS: dict[Norms, str] = {
     "all": "timm's re-parameterisation folds all its batch norms",
     "some": "timm's re-parameterisation folds most of its batch norms, vis-accel's most of the rest",
     "none": "timm's re-parameterisation leaves its batch norms, vis-accel folds those behind convolutions",
+    "stay": "its batch norms stand before convolutions, and stay",
     "absent": "it has no batch norms to fold",
 }
 SIZES = {
     "any": "images of any size",
     "fixed": "its size is fixed when it is built: timm.create_model(name, img_size=...)",
     "one": "images of 224 x 224 pixels and no other size: timm takes img_size and ignores it",
-    "multiples": "images whose sides its windows and strides divide",
+    "multiples": "images whose sides are multiples of 32",
     "resampled": "images are resampled to the size it was built for",
 }
 
@@ -80,7 +81,7 @@ FAMILIES: dict[str, EdgeFamily] = {
     ),
     "edgevit": EdgeFamily(
         summary="convolutions gather, attention between every s-th token, transposed convolutions spread",
-        paper="Pan et al. 2022, arXiv:2205.03436", names="edgevit_*", example="edgevit_xxs", size="multiples", norms="none",
+        paper="Pan et al. 2022, arXiv:2205.03436", names="edgevit_*", example="edgevit_xxs", size="multiples", norms="stay",
         why_grid="it samples the grid already and spreads the result by convolutions", instead="a smaller member; compile",
         module="vis_accel.vit_models.edgevit",
     ),
@@ -115,8 +116,8 @@ FAMILIES: dict[str, EdgeFamily] = {
         why_grid="a bias table over the grid, and stages that subsample it", instead="a smaller member; levit_conv_* compiled on a GPU",
     ),
     "lightvit": EdgeFamily(
-        summary="no convolutions: attention in windows, and global tokens that gather and spread between them",
-        paper="Huang et al. 2022, arXiv:2207.05557", names="lightvit_*", example="lightvit_tiny", size="multiples", norms="absent",
+        summary="no convolutions behind the patches: attention in windows, and global tokens that gather and spread between them",
+        paper="Huang et al. 2022, arXiv:2207.05557", names="lightvit_*", example="lightvit_tiny", size="multiples", norms="none",
         why_grid="it attends within windows of the grid", instead="a smaller member; compile",
         module="vis_accel.vit_models.lightvit",
     ),

@@ -129,7 +129,7 @@ def _rope_at(rope: Tensor, place: Tensor) -> Tensor:
 
 
 def rope_among(rope: Tensor, index: Tensor) -> Tensor:
-    """Of the rotary embedding that a step is given, the part of the patches `index` (B x M): for steps that drop patches before their block."""
+    """The part of the patches `index` (B x M) in the embedding that a step is given: for steps that drop patches before their block."""
     if rope.ndim < 4:  # nothing was dropped so far: one for all images
         return _rope_at(rope, index)
     return rope.gather(2, index[:, None, :, None].expand(-1, rope.shape[1], -1, rope.shape[3]))

@@ -194,12 +194,12 @@ class ViTView:
                 hint="for such models: compile, or a smaller one (vis-accel list models)",
             )
 
-    def require_class_token(self, what: str) -> None:
-        """Raises NotApplicableError if no class token says which patches matter."""
+    def require_class_token(self, what: str, use: str = "ranks patches by the attention of") -> None:
+        """Raises NotApplicableError if there is no class token, which `what` puts to this `use`."""
         self.require_blocks(what)
         if getattr(self.model, "cls_token", None) is None:
             raise NotApplicableError(
-                f"{what} ranks patches by the attention of the class token, and this {self.name} has none.", hint="tome, which needs none"
+                f"{what} {use} the class token, and this {self.name} has none.", hint="tome, which needs none"
             )
 
 
