@@ -73,7 +73,7 @@ def finetune(options: FinetuneOptions, *, report: Callable[[str], None] = lambda
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     task, folder, config = _prepared(options, say)
-    before = task.scores(student.network, ["validation"]) if opened.head_kept else {}
+    before = task.scores(task.student.network, ["validation"]) if task.opened.head_kept else {}
     for name, share in before.items():
         say(f"top-1 before training, {name}: {share.value:.2%} of {share.n}")
     _record(options, folder, first)
