@@ -125,7 +125,7 @@ def edge_survey() -> str:
         return NOT_YET
     found = json.loads(path.read_text())
     lines = [
-        f"{found['machine']['processor']}, {found['settings']['threads'] or found['machine']['threads']} threads, float32. Images a second.",
+        f"{found['machine']['processor']}, {found['settings']['threads']} threads, float32. Images a second.",
         "| model | tokens | GMACs | parameters, M | batch | eager | compiled | OpenVINO |\n|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found["rows"].items():

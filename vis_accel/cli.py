@@ -191,7 +191,7 @@ def schedule(
     seed: Seed = 0,
     device: Device = None,
     threads: Threads = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="For classifiers: a merging method whose work is kept, 'tome(r=7)'.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="For classifiers: merging method whose work is kept.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="With --recipe: folder of class folders.")] = None,
     by: Annotated[str, typer.Option("--by", help="With --recipe: work in flops, or in latency measured here.")] = "flops",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File for everything that was tried, as JSON.")] = None,

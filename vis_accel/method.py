@@ -156,7 +156,7 @@ class Method(ABC):
         """Raises NotApplicableError, with the reason and the methods that would fit, if this method does not fit the target."""
 
     def describe(self, view: Any) -> list[str]:
-        """What the method will do to this target, in lines of text: "tokens after each block: 184 171 158". Empty if its options say it all."""
+        """What the method will do to this target, in lines: "tokens after each block: 184 171 158". Empty if its options say it all."""
         return []
 
     @abstractmethod

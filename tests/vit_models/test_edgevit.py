@@ -9,11 +9,11 @@ import pytest
 import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from vit_models import timm_laws as laws
 
 from vis_accel.errors import UsageError
 from vis_accel.vit_models.edgevit import EdgeViT, SparseAttention
 from vis_accel.vit_models.view import view
+from vit_models import timm_laws as laws
 
 TINY: dict[str, Any] = {"embed_dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4), "num_classes": 10}
 

@@ -9,12 +9,12 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from vit_models import timm_laws as laws
 
 from vis_accel.errors import UsageError
 from vis_accel.vit_models.lightvit import LightViT
 from vis_accel.vit_models.lightvit_blocks import Attention, PatchMerging
 from vis_accel.vit_models.view import view
+from vit_models import timm_laws as laws
 
 TINY: dict[str, Any] = {"embed_dims": (16, 24, 32), "depths": (1, 2, 1), "num_heads": (2, 2, 4), "neck_dim": 40, "num_classes": 10}
 

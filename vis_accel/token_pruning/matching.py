@@ -39,7 +39,7 @@ def split_by_parity(patches: int, device: torch.device) -> tuple[Tensor, Tensor]
 def similarity(metric: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Cosines between the rows `a` and `b` (B x n or 1 x n) of the metric (B x patches x d): B x |A| x |B|."""
     unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    a, b = (index.expand(len(unit), -1) for index in (a, b))
+    a, b = (index.expand(unit.shape[0], -1) for index in (a, b))
     return take(unit, a) @ take(unit, b).transpose(1, 2)
 
 
@@ -54,7 +54,7 @@ def accept(scores: Tensor, r: int) -> Matching:
 def merge(tokens: Tokens, a: Tensor, b: Tensor, match: Matching, prefix: int) -> Tokens:
     """The tokens after merging; sizes add up, a merged token keeps the place of its b."""
     x, size = tokens.x, tokens.size if tokens.size is not None else tokens.x.new_ones(tokens.x.shape[:2], dtype=torch.float32)
-    a, b = a.expand(len(x), -1), b.expand(len(x), -1)
+    a, b = a.expand(x.shape[0], -1), b.expand(x.shape[0], -1)
     moved, left = take(a, match.moved) + prefix, take(a, match.left) + prefix
     target = b + prefix
     sums = (match.into[..., None] == torch.arange(b.shape[1], device=x.device)).to(x.dtype).transpose(1, 2)  # B x |B| x r

@@ -46,6 +46,6 @@ class Pitome(MergingMethod):
         sources, b = order[:, : 2 * r : 2], order[:, 1 : 2 * r : 2]
         protected = order[:, 2 * r :].sort(dim=-1).values
         into = take(cosines, sources).gather(2, b[:, None].expand(-1, r, -1)).argmax(dim=-1)
-        left = torch.arange(protected.shape[1], device=metric.device).expand(len(metric), -1)
-        moved = torch.arange(protected.shape[1], protected.shape[1] + r, device=metric.device).expand(len(metric), -1)
+        left = torch.arange(protected.shape[1], device=metric.device).expand(metric.shape[0], -1)
+        moved = torch.arange(protected.shape[1], protected.shape[1] + r, device=metric.device).expand(metric.shape[0], -1)
         return torch.cat((protected, sources), dim=1), b, Matching(left, moved, into)

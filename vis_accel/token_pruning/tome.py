@@ -114,4 +114,4 @@ def placed(tokens: Tokens, prefix: int, rope: Tensor | None) -> Tokens:
     """Tokens that know which patch they are, where a rotary embedding will ask."""
     if rope is None or tokens.place is not None:
         return tokens
-    return tokens._replace(place=torch.arange(tokens.x.shape[1] - prefix, device=tokens.x.device).expand(len(tokens.x), -1))
+    return tokens._replace(place=torch.arange(tokens.x.shape[1] - prefix, device=tokens.x.device).expand(tokens.x.shape[0], -1))

@@ -54,7 +54,7 @@ Step = Callable[[BlockView, Tokens, "Tensor | None"], Tokens]
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Rows `index` (B x M) of x (B x N x ...) for each image: B x M x ..."""
-    rows = torch.arange(len(x), device=x.device)[:, None]
+    rows = torch.arange(x.shape[0], device=x.device)[:, None]
     return x[rows, index]
 
 

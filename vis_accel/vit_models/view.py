@@ -114,7 +114,7 @@ class BlockView:
         """x + drop_path(scale(projection of the heads' outputs y)); with `rows` (B x M), for these tokens, whose outputs y then holds."""
         x, normed = found.x, found.normed
         if rows is not None:
-            image = torch.arange(len(x), device=x.device)[:, None]
+            image = torch.arange(x.shape[0], device=x.device)[:, None]
             x, normed = x[image, rows], normed[image, rows]
         branch = attention.finish(self.module.attn, y, normed)
         joined: Tensor = x + self.module.drop_path1(self._first_scale(branch))

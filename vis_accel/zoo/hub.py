@@ -61,6 +61,9 @@ def timm_model(name: str, *, random_weights: bool, revision: str | None, allow_p
     """
     import timm
 
+    from vis_accel.vit_models.families import register
+
+    register(name)  # the architectures that timm lacks
     architecture = name.partition(".")[0]
     if ":" in name or "/" in name or not timm.is_model(architecture):
         raise UnknownNameError.of("model of timm", name, timm.list_models())
