@@ -66,7 +66,7 @@ def preview_classifier(model: Any, recipes: Sequence[Recipe], *, job: Job, setti
         lines = [f"{ready.opened.name}: {type(ready.opened.network).__name__}, images of {height} x {width}, timed in batches of {batches}"]
         lines.append(f"data: {ready.data_name}" + (f", {len(ready.images):,} images" if ready.images is not None else ""))
         for entrant in ready.stage.everyone:
-            lines += [entrant.label, *(f"    {line}" for line in ready.stage.describe(entrant))]
+            lines += [entrant.label, *(f"    {line}" for line in entrant.lines)]
         return lines
     finally:
         ready.stage.close()
@@ -151,7 +151,7 @@ class _ClassifierBench:
 
     def _choose_images(self, done: dict[str, Record]) -> None:
         """Decides how many images a row gets, and reads them."""
-        seconds = self.measurer.start(self.stage.baselines[0]) / self.settings.timing_batch
+        seconds = self.measurer.first_look() / self.settings.timing_batch
         if self.ready.images is None:
             why = "random weights" if not self.ready.opened.trained else "no images: --data DIR would give accuracy"
             self.watcher.say(f"speed alone ({why}); the inputs are random")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vis_accel.classifier_inputs import Inputs, together
-from vis_accel.classifier_stage import ClassifierStage, Entrant, reported
-from vis_accel.errors import DataError, NoEffectError, NotApplicableError, UsageError, VisAccelError
+from vis_accel.classifier_stage import ClassifierStage, Entrant
+from vis_accel.errors import DataError, NoEffectError, NotApplicableError, UsageError
 from vis_accel.eval.accuracy import agreement, top1
 from vis_accel.eval.counters import macs, peak_memory
 from vis_accel.eval.paired_accuracy import paired_difference, verdict
@@ -94,35 +94,29 @@ class ClassifierMeasurer:
         facts |= {"dtype": str(self.inputs.like.dtype), "device": str(self.inputs.like.device), "threads": torch.get_num_threads()}
         return row_key(facts | {"versions": versions(), "processor": machine()["processor"]})
 
-    def start(self, entrant: Entrant) -> float:
-        """Makes the first call, which compiles and calibrates, and a few more, whose shortest it returns, in seconds.
+    def first_look(self) -> float:
+        """Lets the stock network make its first call and a few more, whose shortest it returns, in seconds.
 
         Raises:
             UsageError: the network does not take images of this size.
-            NotApplicableError: it answers with something else than a row of logits an image.
+            NotApplicableError: it answers with something else than a row of numbers an image.
         """
-        self.stage.enter(entrant)
-        batch = self.timing_batches[0]
-        x = self.inputs.whole(0, batch)
-        seconds = []
+        stock, batch = self.stage.baselines[0], self.timing_batches[0]
+        self.stage.enter(stock)
+        x, seconds = self.inputs.whole(0, batch), []
         for _ in range(1 + WARM_CALLS):
             started = time.perf_counter()
             try:
                 logits = self._logits(x)
-            except VisAccelError:
-                raise
             except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-                if entrant.recipe.methods:
-                    raise
                 height, width = self.inputs.preparation.size
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise UsageError(f"{self.opened.name} does not run on images of {height} x {width} pixels: {reason}") from error
             seconds.append(time.perf_counter() - started)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != batch:
-            raise NotApplicableError(
-                f"{self.opened.name} does not answer with a row of numbers for each image; only classifiers are measured."
-            )
-        self.first_call.setdefault(entrant.label, seconds[0])
+            message = f"{self.opened.name} does not answer with a row of numbers for each image; only classifiers are measured."
+            raise NotApplicableError(message)
+        self.first_call[stock.label] = seconds[0]
         return min(seconds[1:])
 
     def ask(self, entrant: Entrant) -> Answers:
@@ -134,20 +128,19 @@ class ClassifierMeasurer:
         """
         if entrant.label in self.answers:
             return self.answers[entrant.label]
-        if entrant.label not in self.first_call:
-            self.start(entrant)
-        self.stage.enter(entrant)
-        reported(entrant)  # what was counted before does not count
+        self.stage.enter(entrant)  # nobody has called it before, so what its methods report is of these images
         sha, classes, total = hashlib.sha256(), list[Tensor](), self.inputs.n or self.timing_batches[0]
         batch = self.batch if self.inputs.n else total
         for start in range(0, total, batch):
             end = min(start + batch, total)
             x = self.inputs.whole(start, batch) if entrant.compiled else self.inputs.batch(start, end)
+            started = time.perf_counter()
             logits = self._logits(x)[: end - start].float().cpu()
+            self.first_call.setdefault(entrant.label, time.perf_counter() - started)
             sha.update(logits.contiguous().numpy().tobytes())
             classes.append(self._classes(logits, entrant))
             self.progress(entrant.label, math.ceil(end / batch), math.ceil(total / batch))
-        found = Answers(torch.cat(classes), sha.hexdigest(), tuple(reported(entrant)))
+        found = Answers(torch.cat(classes), sha.hexdigest(), tuple(entrant.reported()))
         self.work[entrant.label] = self._count(entrant)
         self._refuse_idle(entrant, found)
         self.answers[entrant.label] = found
@@ -206,7 +199,7 @@ class ClassifierMeasurer:
             speed=own,
             other_speeds=tuple(others),
             counters={"GMACs": round(self.work[entrant.label] / 1e9, 4)},
-            notes=(*self.stage.describe(entrant), *self.answers[entrant.label].reports, *self._gains(entrant, own)),
+            notes=(*entrant.lines, *self.answers[entrant.label].reports, *self._gains(entrant, own)),
             first_call_seconds=self.first_call[entrant.label],
             unstable=tuple(timings[0].unstable(entrant.label)),
             peak_memory_bytes=peak_memory(lambda: self._logits(x), self.inputs.like.device),

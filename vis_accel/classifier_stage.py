@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -35,16 +34,22 @@ class Entrant:
         label: what the row is called.
         recipe: the empty one for the stock row.
         handle: what it changes on the network; None changes nothing.
+        lines: what its methods say they will do to this network.
     """
 
     label: str
     recipe: Recipe
     handle: Handle | None = None
+    lines: tuple[str, ...] = ()
 
     @property
     def compiled(self) -> bool:
         """Whether every new shape of its input costs a compilation."""
         return any(method.family == "compile" for method in self.recipe.methods)
+
+    def reported(self) -> list[str]:
+        """What its methods counted in the runs so far, in lines: how many images left by which exit, tokens kept."""
+        return [] if self.handle is None else [f"{name}: {value}" for name, value in self.handle.report().items()]
 
     @property
     def float_twin(self) -> Recipe:
@@ -129,26 +134,14 @@ class ClassifierStage:
         with accelerate(self.network, twin):
             yield
 
-    def describe(self, entrant: Entrant) -> list[str]:
-        """What its methods say they will do to this network."""
-        return [line for method in entrant.recipe.methods for line in method.describe(self.view)]
-
     def _entrant(self, label: str, recipe: Recipe) -> Entrant:
         handle = accelerate(self.network, recipe)
         handle.suspend()
-        return Entrant(label, recipe, handle)
+        # Asked now, of the network as it came: a method that finds its parameters by the network's hash would miss them later.
+        return Entrant(label, recipe, handle, tuple(line for method in recipe.methods for line in method.describe(self.view)))
 
     def _check(self, recipe: Recipe) -> None:
         for method in recipe.methods:
             if method.family in _FOREIGN:
                 message = f"{method.name} is for diffusion pipelines, and {type(self.network).__name__} is an image classifier."
                 raise NotApplicableError(message, hint="--recipe 'tome(r=8)'; vis-accel list shows the methods there are")
-
-
-def reported(entrant: Entrant) -> list[str]:
-    """What the entrant's handle counted since this was last asked, in lines: how many images left at which exit, tokens kept.
-
-    A handle that counts has `report() -> dict[str, object]`, which starts counting anew.
-    """
-    report: Any = getattr(entrant.handle, "report", None)
-    return [f"{name}: {value}" for name, value in report().items()] if callable(report) else []

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vis_accel import accelerate, load
-from vis_accel.early_exit.train import ExitTask, default_config
+from vis_accel.early_exit.heads import HEADS
+from vis_accel.early_exit.train import DEFAULT_EXITS, ExitTask, default_config
 from vis_accel.eval.accuracy import top1
 from vis_accel.eval.speed import interleave
 from vis_accel.files import write_atomic
@@ -107,7 +108,9 @@ def _time(people: dict[str, tuple[Any, str | None]], inputs: Tensor, batch: int,
     for name, (model, recipe) in people.items():
         handles.append(accelerate(model, "compile" if recipe is None else f"{recipe}, compile=True)"))
         runs[name] = lambda model=model: answers(model, inputs, batch)  # type: ignore[misc]
-    times = interleave(runs, rounds=8, warmup=2, budget_s=budget)
+    for run in runs.values():
+        run()  # compiles, for every size of the batch that occurs; not in the budget
+    times = interleave(runs, rounds=100, warmup=1, budget_s=budget)
     for name in people:
         ratio = times.ratio(name, "full")
         rows[name][f"batch {batch}"] = {
@@ -125,12 +128,22 @@ def _weights(path: Path) -> dict[str, Tensor]:
     return found
 
 
+def _exit(text: str) -> tuple[int, str]:
+    """`2:local`: an exit after block 2."""
+    block, _, design = text.partition(":")
+    if not block.isdigit() or design not in HEADS:
+        raise SystemExit(f"--exits takes BLOCK:DESIGN, a number and one of {', '.join(HEADS)}; got {text!r}.")
+    return int(block), design
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "shallow", "compare"))
     parser.add_argument("--data", type=Path, required=True, help="folder with train/CLASS/*.jpg and test/CLASS/*.jpg")
     parser.add_argument("--output", type=Path, help="of train and shallow; default: runs/WHAT")
     parser.add_argument("--epochs", type=int, default=3)
+    shown = " ".join(f"{block}:{design}" for block, design in DEFAULT_EXITS)
+    parser.add_argument("--exits", nargs="*", metavar="BLOCK:DESIGN", help=f"of train; default: {shown}")
     parser.add_argument("--blocks", type=int, default=6, help="of shallow")
     parser.add_argument("--frozen", action="store_true", help="train heads alone")
     parser.add_argument("--resume", action="store_true")
@@ -145,10 +158,11 @@ def main() -> None:
         for name, row in found["rows"].items():
             print(name, f"{row['top1'][0]:.2%}", *(f"batch {b}: {row[f'batch {b}']['ratio']}" for b in BATCHES), row.get("exits", ""))
         return
+    exits = [_exit(text) for text in options.exits or ()] or DEFAULT_EXITS
     parts = {split: load_split(options.data, split) for split in ("train", "calibration", "test")}
     teacher = load("cifar10-features")
     task: Any = (
-        ExitTask(parts["train"], parts["calibration"], parts["test"], teacher, frozen=options.frozen)
+        ExitTask(parts["train"], parts["calibration"], parts["test"], teacher, exits=exits, frozen=options.frozen)
         if options.what == "train"
         else ShallowTask(options.blocks, parts["train"], parts["test"], teacher)
     )

@@ -31,6 +31,7 @@ NETWORKS = {  # name: side of the images, epochs; chosen so that each takes less
     "tiny_vit_5m_224": (64, 1),
 }
 TRAIN, TEST = 200, 100  # images a class
+NOTE = "Random weights, few images, few epochs: the path, not the networks. Seconds are wall time of whatever else the machine was doing."
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
             if name not in {row["model"] for row in rows}:
                 rows.append(_measured(name, size, epochs, data, Path(place, name), given.threads))
                 given.output.parent.mkdir(parents=True, exist_ok=True)
-                facts = {"what": __doc__.splitlines()[0], "train_per_class": TRAIN, "test_per_class": TEST, "rows": rows}
+                facts = {"what": __doc__.splitlines()[0], "note": NOTE, "train_per_class": TRAIN, "test_per_class": TEST, "rows": rows}
                 given.output.write_text(json.dumps(facts, indent=1) + "\n")
 
 

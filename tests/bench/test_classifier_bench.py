@@ -48,14 +48,9 @@ class Shorter(Method):
             seen += len(x)
             return x
 
-        def report() -> dict[str, object]:
-            nonlocal seen
-            count, seen = seen, 0
-            return {"images that skipped": count}
-
         with Handle.building(target, str(self)) as handle:
             handle.swap_forward(target.blocks[-1], forward)
-        handle.report = report  # type: ignore[attr-defined]
+            handle.reports(lambda: {"images that skipped": seen})
         return handle
 
     def __str__(self) -> str:

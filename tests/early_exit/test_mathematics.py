@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from scipy.stats import beta
+from scipy.stats import beta, binom
 
-from vis_accel.early_exit.calibrate import clopper_pearson, leave, quantile_thresholds, risk_controlled
+from vis_accel.early_exit.calibrate import _ladder, _losses, clopper_pearson, leave, losses_allowed, quantile_thresholds, risk_controlled
 from vis_accel.early_exit.criteria import agreeing, score
 from vis_accel.early_exit.exits import bucket
 from vis_accel.early_exit.heads import HEADS, build_head
@@ -60,6 +60,31 @@ def test_the_bound_is_the_beta_quantile(successes: int, n: int, delta: float) ->
 def test_nonsense_has_no_bound(successes: int, n: int, delta: float) -> None:
     with pytest.raises(UsageError):
         clopper_pearson(successes, n, delta)
+
+
+@pytest.mark.parametrize(
+    ("n", "epsilon", "delta"), [(5000, 0.01, 0.05), (600, 0.03, 0.1), (50, 0.001, 0.05), (40, 0.5, 0.01), (3, 0.9, 0.95)]
+)
+def test_losses_allowed_are_those_whose_bound_fits(n: int, epsilon: float, delta: float) -> None:
+    found = losses_allowed(n, epsilon, delta)
+    assert found == sum(binom.cdf(k, n, epsilon) <= delta for k in range(n + 1)) - 1
+    assert found < 0 or clopper_pearson(found, n, delta) <= epsilon + 1e-12
+    assert clopper_pearson(found + 1, n, delta) > epsilon
+
+
+@pytest.mark.parametrize("criterion", ["confidence", "margin", "entropy"])
+def test_losses_at_every_threshold_are_those_counted_one_by_one(criterion: str) -> None:
+    exits, final, labels = drawn(300, 5)
+    exits[0, 7], exits[1, 8] = torch.nan, torch.nan
+    scores = torch.stack([score(logits, criterion) for logits in exits])
+    ladder = _ladder(criterion, 5)
+    assert (ladder.diff() < 0).all()
+    assert float(ladder[-1]) <= float(scores[scores.isfinite()].min())  # at the end everybody has left
+    found = _losses(scores, ladder, exits, final, labels)
+    for level in range(0, len(ladder), 83):
+        where = leave(scores, [float(ladder[level])] * 2)
+        answers = torch.cat((exits, final[None]))[where, torch.arange(300)].argmax(1)
+        assert found[level] == int(((final.argmax(1) == labels) & (answers != labels)).sum())
 
 
 def test_who_leaves_where() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from vit_models.families import images, state, tiny
 from vis_accel import addons
 from vis_accel.apply import accelerate
 from vis_accel.early_exit.heads import build_head
-from vis_accel.early_exit.train import MultiExit, multi_exit_loss
 from vis_accel.errors import ConflictError, DataError, NotApplicableError, UsageError
 from vis_accel.recipe import Recipe
 from vis_accel.vit_models.view import view
@@ -165,6 +165,7 @@ def test_risk_controlled_thresholds_are_described(heads: Path) -> None:
     lines = method.describe(view(model))
     assert "400 calibration images" in lines[1]
     assert "95%" in lines[1]
+    assert "of 4 blocks" in lines[1]
     with accelerate(model, recipe(heads, epsilon=0.05)) as handle:
         logits(model, images(8))
         assert sum(handle.report()["exits"]) == 8
@@ -175,6 +176,19 @@ def test_exits_unlike_the_calibration_are_noticed(heads: Path) -> None:
     with accelerate(model, recipe(heads, epsilon=0.3)) as handle:
         logits(model, images(1).expand(50, -1, -1, -1))
         assert "calibration" in handle.report()["warning"]
+
+
+def test_a_copy_runs_its_own_blocks_and_counts_for_itself(heads: Path) -> None:
+    model, pictures = tiny("plain"), images(6)
+    with accelerate(model, recipe(heads, threshold=0.35)) as handle:
+        wanted, counts = logits(model, pictures), handle.report()["exits"]
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            for block in model.blocks:
+                block.mlp.fc2.weight.zero_()
+        assert torch.equal(logits(twin, pictures), wanted)
+        assert handle.report()["exits"] == counts
+        assert not torch.allclose(logits(model, pictures), wanted)
 
 
 def test_training_sees_the_plain_model(heads: Path) -> None:
@@ -199,34 +213,6 @@ def test_backbone_weights_come_and_go(tmp_path: Path) -> None:
         assert ((now - tuned["blocks.1.mlp.fc1.weight"]).abs() <= rows / 127 * 0.51 + 1e-7).all()
         assert not torch.equal(now, plain)
     assert torch.equal(model.blocks[1].mlp.fc1.weight, plain)
-
-
-def test_a_frozen_backbone_keeps_every_bit() -> None:
-    vit = tiny("plain")
-    network = MultiExit(vit.requires_grad_(False), EXITS)
-    before = {name: value.clone() for name, value in vit.state_dict().items()}
-    optimiser = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
-    for _ in range(2):
-        *exits, final = network(images(4))
-        loss = multi_exit_loss(exits, final, torch.tensor([1, 2, 3, 4]), torch.full((4, 10), 0.1))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    assert all(torch.equal(value, before[name]) for name, value in vit.state_dict().items())
-
-
-def test_the_trained_network_is_the_one_that_runs(tmp_path: Path) -> None:
-    """What the training sees at an exit is what inference sees there."""
-    vit, pictures = tiny("plain"), images(4)
-    network = MultiExit(vit, ((1, "local"),)).eval()
-    tensors = {f"head.1.{name}": value for name, value in network.heads[0].state_dict().items()}
-    tensors |= {"calibration.logits": torch.zeros(2, 1, 10), "calibration.labels": torch.zeros(1, dtype=torch.uint8)}
-    addons.save(tmp_path / "a.safetensors", tensors, method="early-exit", model=vit, facts={"exits": [[1, "local"]]})
-    with torch.no_grad():
-        exits, final = network(pictures)
-    with accelerate(vit, recipe(tmp_path / "a.safetensors", threshold=0.0)):
-        torch.testing.assert_close(logits(vit, pictures), exits)
-    torch.testing.assert_close(logits(vit, pictures), final)
 
 
 def test_segments_compile_into_buckets(heads: Path) -> None:
@@ -261,7 +247,7 @@ def test_whole_compilation_is_refused_with_exits() -> None:
 def test_without_heads_it_says_how_to_get_them() -> None:
     with pytest.raises(NotApplicableError, match="trained parameters") as caught:
         accelerate(tiny("plain"), "early-exit")
-    assert "train" in str(caught.value)
+    assert "vit_models/early_exit.py train" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ class Exiting(NamedTuple):
     """A batch some of whose images may have left.
 
     Attributes:
-        inner: the tokens of those still here: a tensor or `Tokens`.
-        rows: which images of the batch they are (int64); -1 for one that only fills up a bucket.
+        inner: the tokens of those still here, a tensor or `Tokens`; rows after theirs only fill up a bucket.
+        rows: which images of the batch they are (int64), in its order.
         logits: the answers, batch x classes; zeros for who is still here.
         classes, streak: of each image still here, what the last exit said and how many in a row said it.
         batch: number of images at the start.
@@ -45,7 +45,7 @@ class Exiting(NamedTuple):
 
 
 class Histogram:
-    """Counts who left by which exit, in all threads.
+    """Counts who left by which exit, in all threads. A copy of the model counts for itself, from 0.
 
     Args:
         exits: how many, the full model not counted.
@@ -54,6 +54,9 @@ class Histogram:
     def __init__(self, exits: int) -> None:
         self._counts = [0] * (exits + 1)
         self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Histogram:
+        return Histogram(len(self._counts) - 1)
 
     def add(self, index: int, count: int) -> None:
         """`count` images left by exit `index`; the last index is the full model."""
@@ -101,25 +104,25 @@ class Exits:
             logits: of the exit's head.
             before: the batch as it entered the segment; None: nobody had had a chance to leave.
         """
-        count = len(logits)
-        state = before or Exiting(
-            inner, torch.arange(count, device=logits.device), logits.new_zeros(count, logits.shape[1]),
-            torch.full((count,), -1, device=logits.device), torch.zeros(count, dtype=torch.int64, device=logits.device), count,
-        )  # fmt: skip
+        state = before or _everybody(inner, logits)
+        here = len(state.rows)
+        logits = logits[:here]
         classes = logits.argmax(dim=1)
         streak = agreeing(classes, state.classes, state.streak)
-        done = self.sure(index, logits, streak) & (state.rows >= 0)
-        left = state.rows[done]
-        answers = state.logits.index_copy(0, left, logits[done])
-        self.histogram.add(index, len(left))
-        stays = (~done & (state.rows >= 0)).nonzero()[:, 0]
+        done = self.sure(index, logits, streak)
+        if state.batch == 1:  # nothing to sort: the image goes on or is done
+            left = int(done)
+            self.histogram.add(index, left)
+            return Exiting(inner, state.rows[left:], logits if left else state.logits, classes, streak, 1)
+        order = done.to(torch.uint8).argsort(stable=True)  # who stays, then who leaves, each in the batch's order
+        left = int(done.sum())  # the one wait for the device
+        stays, leaves = order.split((here - left, left))
+        self.histogram.add(index, left)
+        answers = state.logits.index_copy(0, state.rows[leaves], logits[leaves]) if left else state.logits
         size = bucket(len(stays), state.batch) if self.buckets else len(stays)
-        if size > len(stays):
-            stays = torch.cat((stays, stays[:1].expand(size - len(stays))))
-        rows = state.rows[stays]
-        if size > (real := int((~done & (state.rows >= 0)).sum())):
-            rows = torch.cat((rows[:real], rows.new_full((size - real,), -1)))
-        return Exiting(_some(inner, stays), rows, answers, classes[stays], streak[stays], state.batch)
+        if left or size < _count(inner):
+            inner = _some(inner, torch.cat((stays, stays[:1].expand(size - len(stays)))) if size > len(stays) else stays)
+        return Exiting(inner, state.rows[stays], answers, classes[stays], streak[stays], state.batch)
 
     def sure(self, index: int, logits: Tensor, streak: Tensor) -> Tensor:
         """Who is sure enough at exit `index`: B bool. A row that is not finite never is."""
@@ -132,12 +135,14 @@ class Exits:
 
     def finish(self, state: Exiting, head: Callable[[Any], Tensor]) -> Tensor:
         """The answers of the whole batch, in its order; `head` answers for those who went all the way."""
-        here = state.rows >= 0
-        if len(state.rows) == 0:
+        here = len(state.rows)
+        if here == 0:
             return state.logits
-        last = head(state.inner)
-        self.histogram.add(len(self.heads), int(here.sum()))
-        return state.logits.index_copy(0, state.rows[here], last[here].to(state.logits.dtype))
+        last = head(state.inner)[:here]
+        self.histogram.add(len(self.heads), here)
+        if here == state.batch:  # nobody left: their answers are the model's own, in its own dtype
+            return last
+        return state.logits.index_copy(0, state.rows, last.to(state.logits.dtype))
 
 
 def bucket(count: int, batch: int) -> int:
@@ -155,6 +160,18 @@ def tokens_of(inner: Any, what: str = "an exit") -> Tensor:
     if not isinstance(inner, Tensor):
         raise NotApplicableError(f"{what} cannot read what another method made of the tokens.")
     return inner
+
+
+def _everybody(inner: Any, logits: Tensor) -> Exiting:
+    """A batch that nobody has left."""
+    count, device = len(logits), logits.device
+    rows, none = torch.arange(count, device=device), torch.zeros(count, dtype=torch.int64, device=device)
+    return Exiting(inner, rows, logits.new_zeros(count, logits.shape[1]), none - 1, none, count)
+
+
+def _count(inner: Any) -> int:
+    """Rows of a tensor or of `Tokens`."""
+    return len(tokens_of(inner))
 
 
 def _some(inner: Any, rows: Tensor) -> Any:

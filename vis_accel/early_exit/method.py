@@ -10,6 +10,7 @@ Not      in training: there nobody leaves.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -73,11 +74,13 @@ class EarlyExit(Method):
         shown = ["never" if value is None else f"{value:.4f}" for value in thresholds]
         lines = [f"exits after {places}; {self.criterion}, thresholds {', '.join(shown)}; heads {addon.name}"]
         if policy is not None:
+            depth = [*(exit_.block + 1 for exit_ in exits), len(view.blocks)]
+            mean = sum(share * blocks for share, blocks in zip(policy.histogram, depth, strict=True))
             shares = ", ".join(f"{share:.1%}" for share in policy.histogram)
             n = addon.tensors["calibration.labels"].numel()
             lines.append(
                 f"on {n:,} calibration images: {policy.risk:.2%} lost to exits, at most {policy.bound:.2%} with probability "
-                f"{1 - self.delta:.0%}; leaving by each exit, the full model last: {shares}"
+                f"{1 - self.delta:.0%}; leaving by each exit, the full model last: {shares}; {mean:.1f} of {depth[-1]} blocks in the mean"
             )
         return lines
 
@@ -103,9 +106,16 @@ class EarlyExit(Method):
             handle.reports(lambda: _report(histogram, policy))
         return handle
 
+    def _heads(self, view: ViTView) -> addons.Addon:
+        try:
+            return addons.find(self.name, view.model, self.weights)
+        except NotApplicableError as error:
+            hint = "train heads: python vit_models/early_exit.py train --data DIR; then early-exit(weights='runs/train/addon.safetensors')"
+            raise NotApplicableError(error.message, hint=hint) from error
+
     def _resolved(self, view: ViTView) -> tuple[list[_Exit], list[float | None], calibrate.Policy | None, addons.Addon]:
         """Exits, thresholds, what calibration says of them, and the add-on."""
-        addon = addons.find(self.name, view.model, self.weights)
+        addon = self._heads(view)
         exits = [_Exit(int(block), str(design)) for block, design in addon.facts.get("exits", [])]
         depth = len(view.blocks)
         places = [exit_.block for exit_ in exits]
@@ -159,28 +169,42 @@ def _wrap(handle: Handle, view: ViTView, places: Sequence[int], runner: Exits, *
         handle.swap_forward(view.blocks[start].module, segment)
         for block in range(start + 1, end + 1):
             handle.swap_forward(view.blocks[block].module, _hand_on)
-    model, norm, forward_head = view.model, view.model.norm.forward, view.model.forward_head
-
-    def normed(x: Any) -> Any:
-        if not isinstance(x, Exiting):
-            return norm(x)
-        return x._replace(inner=norm(x.inner)) if len(x.rows) else x
-
-    def answered(x: Any, pre_logits: bool = False) -> Tensor:
-        if not isinstance(x, Exiting):
-            plain: Tensor = forward_head(x, pre_logits=pre_logits)
-            return plain
-        if pre_logits:
-            raise NotApplicableError("Features of the last layer do not exist for images that left early.", hint="suspend the handle")
-        return runner.finish(x, forward_head)
-
-    handle.swap_forward(model.norm, normed)
-    handle.swap_item(vars(model), "forward_head", answered)
+    model = view.model
+    if compiled:
+        handle.swap_forward(model.patch_embed, torch.compile(own_code(model.patch_embed.forward), dynamic=False))
+    handle.swap_forward(model.norm, _Normed(model.norm.forward))
+    handle.swap_item(vars(model), "forward_head", _Answered(model.forward_head, runner))
     handle.swap_item(vars(model), "forward_intermediates", _no_features)
 
 
+class _Normed:
+    """The last norm, of those still here."""
+
+    def __init__(self, norm: Callable[[Any], Any]) -> None:
+        self.norm = norm
+
+    def __call__(self, x: Any) -> Any:
+        if not isinstance(x, Exiting):
+            return self.norm(x)
+        return x._replace(inner=self.norm(x.inner)) if len(x.rows) else x
+
+
+class _Answered:
+    """The model's head for those still here, and the answers of all."""
+
+    def __init__(self, head: Callable[..., Tensor], runner: Exits) -> None:
+        self.head, self.runner = head, runner
+
+    def __call__(self, x: Any, pre_logits: bool = False) -> Tensor:
+        if not isinstance(x, Exiting):
+            return self.head(x, pre_logits=pre_logits)
+        if pre_logits:
+            raise NotApplicableError("Features of the last layer do not exist for images that left early.", hint="suspend the handle")
+        return self.runner.finish(x, self.head)
+
+
 class _Segment:
-    """The blocks between two exits, run in one go.
+    """The blocks between two exits, run in one go. A copy of the model runs its own blocks.
 
     Args:
         index: of the segment, and of the exit at its end.
@@ -200,8 +224,12 @@ class _Segment:
         first: Any,
         compiled: bool,
     ) -> None:
-        self.index, self.forwards, self.head, self.runner, self.first = index, forwards, head, runner, first
+        self.index, self.forwards, self.head, self.runner, self.first, self.compiled = index, forwards, head, runner, first, compiled
         self.run: Callable[..., Any] = torch.compile(own_code(self.blocks), dynamic=False) if compiled else self.blocks
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Segment:
+        forwards, head, runner, first = copy.deepcopy((self.forwards, self.head, self.runner, self.first), memo)
+        return _Segment(self.index, forwards, head, runner, first, self.compiled)
 
     def blocks(self, x: Any, places: dict[str, Any]) -> tuple[Any, Tensor | None]:
         """Tokens after the blocks, and the head's logits."""

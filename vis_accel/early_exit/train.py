@@ -5,7 +5,7 @@ Source   the order follows Kubaty et al. 2024, "How to Train Your Multi-Exit Mod
          from the teacher, as the backbone was trained; exits also imitate the final logits (Xu et al. 2023, LGViT, arXiv:2308.00255,
          section 3.3: 0.3 x KL at temperature 2). With `frozen`, the backbone keeps every bit and only heads learn.
 Result   an add-on: heads, the tuned backbone as 8-bit differences from the model's own weights, and the logits of all classifiers on the
-         calibration images, which no training has seen.
+         calibration images, which no training has seen: those of the rounded weights, which are the ones that run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from vis_accel import addons
 from vis_accel.early_exit.heads import build_head
+from vis_accel.handle import Handle
 from vis_accel.training import TrainingConfig
 from vis_accel.vit_models.view import view
 from vis_accel.zoo import load
@@ -136,7 +137,23 @@ class ExitTask:
             tensors |= {f"head.{block}.{name}": value.to(torch.bfloat16) for name, value in head.state_dict().items()}
         if not self.frozen:
             tensors |= addons.differences(base, network.vit.state_dict(), "model.")
-        tensors["calibration.logits"] = self.logits(model, self.calibration).to(torch.float16)
-        tensors["calibration.labels"] = self.calibration.labels.to(torch.uint8)
-        facts = {"exits": self.exits, "recipe": "early-exit", "scores": self.evaluate(model), "n": len(self.test), "frozen": self.frozen}
-        addons.save(folder / "addon.safetensors", tensors, method="early-exit", model=base, facts=facts)
+        shipped = _as_shipped(self.exits, tensors)
+        calibration = {
+            "calibration.logits": self.logits(shipped, self.calibration).to(torch.float16),
+            "calibration.labels": self.calibration.labels.to(torch.uint8),
+        }
+        facts = {"exits": self.exits, "recipe": "early-exit", "scores": self.evaluate(shipped), "n": len(self.test), "frozen": self.frozen}
+        addons.save(folder / "addon.safetensors", tensors | calibration, method="early-exit", model=base, facts=facts)
+
+
+def _as_shipped(exits: Sequence[tuple[int, str]], tensors: dict[str, Tensor]) -> MultiExit:
+    """The network that the add-on makes: its parameters are rounded."""
+    vit = load("cifar10-vit")
+    with Handle.building(vit, "the rounded weights") as handle:
+        own = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+        addons.swap_parameters(handle, vit, own)
+    network = MultiExit(vit, exits)
+    for (block, _), head in zip(exits, network.heads, strict=True):
+        start = f"head.{block}."
+        head.load_state_dict({name.removeprefix(start): value.float() for name, value in tensors.items() if name.startswith(start)})
+    return network.eval()

@@ -41,8 +41,8 @@ class Attention(nn.Module):
         image_q, image_k, image_v = (part[:, :, self.tokens :] for part in (q, k, v))
         gathered = _joined(F.scaled_dot_product_attention(q[:, :, : self.tokens], image_k, image_v))
         far_k, far_v = self._split(self.spread(gathered), 2)
-        far = F.scaled_dot_product_attention(image_q, far_k, far_v)
-        image = _joined(self._near(image_q, image_k, image_v, grid) + far)
+        far = _joined(F.scaled_dot_product_attention(image_q, far_k, far_v))
+        image = self._near(image_q, image_k, image_v, grid) + far
         return self.proj(torch.cat((gathered, image), dim=1))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor, parts: int) -> list[Tensor]:
@@ -52,7 +52,7 @@ class Attention(nn.Module):
         window = (_side(grid[0]), _side(grid[1]))
         bias = self._bias(window, grid, q.shape[0]).to(q.dtype)
         q, k, v = (_windows(part, grid, window) for part in (q, k, v))
-        return _whole(F.scaled_dot_product_attention(q, k, v, attn_mask=bias), grid, window)
+        return _whole(_joined(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)), grid, window)
 
     def _bias(self, window: Grid, grid: Grid, batch: int) -> Tensor:
         """What is added to the scores: 1 x h x n x n of a window's n places; windows x h x n x n if some of them are beyond the grid."""
@@ -149,10 +149,10 @@ def _windows(x: Tensor, grid: Grid, window: Grid) -> Tensor:
 
 
 def _whole(x: Tensor, grid: Grid, window: Grid) -> Tensor:
-    """The inverse of `_windows`: (B windows) x h x n x d to B x h x N x d."""
+    """Puts windows together: (B windows) x n x C to B x N x C."""
     rows, columns = -(-grid[0] // window[0]), -(-grid[1] // window[1])
-    x = x.unflatten(2, window).unflatten(0, (-1, rows, columns)).permute(0, 3, 1, 4, 2, 5, 6)
-    return x.flatten(4, 5).flatten(2, 3)[:, :, : grid[0], : grid[1]].flatten(2, 3)
+    x = x.unflatten(1, window).unflatten(0, (-1, rows, columns)).transpose(2, 3)  # B x rows x n1 x columns x n2 x C
+    return x.flatten(3, 4).flatten(1, 2)[:, : grid[0], : grid[1]].flatten(1, 2)
 
 
 def _joined(x: Tensor) -> Tensor:

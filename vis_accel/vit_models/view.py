@@ -198,9 +198,7 @@ class ViTView:
         """Raises NotApplicableError if there is no class token, which `what` puts to this `use`."""
         self.require_blocks(what)
         if getattr(self.model, "cls_token", None) is None:
-            raise NotApplicableError(
-                f"{what} {use} the class token, and this {self.name} has none.", hint="tome, which needs none"
-            )
+            raise NotApplicableError(f"{what} {use} the class token, and this {self.name} has none.", hint="tome, which needs none")
 
 
 def view(model: nn.Module) -> ViTView:

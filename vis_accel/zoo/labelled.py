@@ -239,7 +239,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _few(names: Sequence[str]) -> str:
-    return ", ".join(chain(map(shown, names[:5]), ["..."] * (len(names) > 5)))
+    return ", ".join(chain((shown(name, 24) for name in names[:5]), ["..."] * (len(names) > 5)))
 
 
 def _wanted() -> str:
