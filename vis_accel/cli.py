@@ -117,20 +117,26 @@ def bench(
     threads: Threads = None,
     reference: Annotated[str | None, typer.Option("--reference", help="Folder of real images, or file of 'vis-accel reference'.")] = None,
     seed: Seed = 0,
-    batch: Annotated[int, typer.Option("--batch", help="Images a call.")] = 50,
+    batch: Annotated[int | None, typer.Option("--batch", help="Images a call. Default: 50; classifiers: as in the timing.")] = None,
+    timing_batch: Annotated[list[int] | None, typer.Option("--timing-batch", help="Images a timed call; classifiers take several.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="For classifiers: folder of class folders. Default: what ships.")] = None,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that do not open.")] = False,
+    size: Annotated[int | None, typer.Option("--size", help="For classifiers: height and width of the images.")] = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="For timm/NAME: speed rows without weights.")] = False,
     output: Output = None,
     format: Formatted = Format.auto,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the rows in the output folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured, and stop.")] = False,
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Measure samplers or recipes against the stock pipeline: quality, speed, calls and memory in one row each."""
+    """Measure recipes against the stock pipeline or classifier: quality, speed, calls and memory in one row each."""
     from vis_accel.cli_bench import run
 
     run(
         model=model, recipes=_recipes(sampler, steps, schedule, recipe), samples=samples, budget=budget, reference=reference, batch=batch,
         job=_job(seed, class_labels, prompt, prompts, guidance_scale, height, width), device=device, dtype=dtype, threads=threads,
-        output=output, format=format.value, resume=resume, dry_run=dry_run, allow_pickle=allow_pickle,
+        output=output, format=format.value, resume=resume, dry_run=dry_run, allow_pickle=allow_pickle, data=data,
+        timing_batch=timing_batch or (), size=size, random_weights=random_weights, skip_broken=skip_broken,
     )  # fmt: skip
 
 
