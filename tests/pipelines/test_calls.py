@@ -277,7 +277,7 @@ def test_a_subclass_of_a_known_pipeline_is_read() -> None:
 
 
 def test_only_pipelines_are_taken() -> None:
-    with pytest.raises(NotApplicableError, match="diffusers pipeline"):
+    with pytest.raises(NotApplicableError, match="sampler of a diffusion pipeline, and the target has none"):
         accelerate(nn.Identity(), "ddim")
     with pytest.raises(UsageError, match="empty"):
         accelerate(TINIES["DiTPipeline"].build(), "")

@@ -109,15 +109,15 @@ def learns(model: Any, x: Tensor) -> None:
 
 
 def layers_for_decay(model: Any, blocks: int) -> None:
-    """Stem 0, blocks rising by one each in their order, then the norm, then the head."""
+    """Stem 0, blocks rising by one each in their order, the norm with the last of them as in timm's ViTs, then the head."""
     layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
     assert set(layers) == {name for name, _ in model.named_parameters()}
     assert {layer for name, layer in layers.items() if name.startswith("patch_embed")} == {0}
     of_blocks = [layers[name] for name, _ in model.named_parameters() if ".blocks." in name]
     assert of_blocks == sorted(of_blocks)
     assert set(of_blocks) == set(range(1, blocks + 1))
-    assert layers["norm.weight"] == blocks + 1
-    assert {layer for name, layer in layers.items() if name.startswith(("neck", "head"))} == {blocks + 2}
+    assert layers["norm.weight"] == blocks
+    assert {layer for name, layer in layers.items() if name.startswith(("neck", "head"))} == {blocks + 1}
     coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
     assert len({coarse[name] for name in coarse if name.startswith("stages")}) == len(model.feature_info)
 

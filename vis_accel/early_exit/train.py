@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -104,7 +105,7 @@ class ExitTask:
         self.exits, self.frozen = tuple(exits), frozen
         self.model: nn.Module = MultiExit(vit, exits)
         if frozen:
-            vit.requires_grad_(False)
+            freeze_batch_norm_2d(vit.requires_grad_(False))  # running statistics of the stem change without any gradient
         self.crops = Crops(train, teacher, vit.pretrained_cfg)
         self.calibration, self.test, self.examples = calibration, test, len(train)
 
