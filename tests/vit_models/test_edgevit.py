@@ -108,6 +108,7 @@ def test_refuses_what_does_not_fit() -> None:
     laws.refuses(lambda: small(strides=(8, 2, 2, 2))(laws.images(1, 96)), UsageError, "multiples of 64")
     laws.refuses(lambda: small(depths=(1, 1)), UsageError, "one number a stage", "(1, 1)")
     laws.refuses(lambda: small(num_heads=(1, 2, 2, 5)), UsageError, "heads divide", "(32, 1, 5, 1)")
+    laws.refuses(lambda: small().reset_classifier(5, ""), UsageError, "global_pool=")
     laws.refuses(lambda: small().forward_intermediates(laws.images(1, 32), output_fmt="NLC"), UsageError, "NCHW", "NLC")
     laws.refuses(lambda: view(small()).require_blocks("tome"), UsageError, "tome", "samples the grid")
 

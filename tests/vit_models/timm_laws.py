@@ -77,8 +77,8 @@ def head_can_be_changed(model: Any, x: Tensor) -> None:
         assert model.num_classes == 3
         model.reset_classifier(0)
         assert torch.equal(model(x), pooled)
-        model.reset_classifier(5, "")
-        assert model(x).shape != (len(x), 5)
+        model.reset_classifier(0, "")
+        assert model(x).ndim > 2, "nothing is pooled"
         model.reset_classifier(5, "avg")
         assert model(x).shape == (len(x), 5)
 
@@ -136,7 +136,8 @@ def in_onnx(model: Any, x: Tensor, folder: Path) -> None:
     import onnxruntime
 
     path = folder / "model.onnx"
-    torch.onnx.export(model, (x,), str(path), dynamo=True, verbose=False)
+    with torch.no_grad():  # with gradients torch 2.15 takes attention under a mask apart and forgets its strides
+        torch.onnx.export(model, (x,), str(path), dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
