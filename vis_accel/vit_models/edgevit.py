@@ -206,7 +206,8 @@ class EdgeViT(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh head for `num_classes`, and another pooling if given; "" pools nothing and has no classifier."""
         if num_classes and (self.global_pool if global_pool is None else global_pool) == "":
-            raise UsageError(f"EdgeViT classifies what it pooled; got num_classes={num_classes} with global_pool=''.", hint="global_pool='avg'")
+            message = f"EdgeViT classifies what it pooled; got num_classes={num_classes} with global_pool=''."
+            raise UsageError(message, hint="global_pool='avg'")
         self.num_classes = num_classes
         self.global_pool = self.global_pool if global_pool is None else global_pool
         self.head.reset(num_classes, global_pool)
