@@ -40,6 +40,7 @@ from vis_accel.zoo.opened import Placement, is_classifier, open_pipeline
 
 __all__ = ["Settings", "Watcher", "bench"]
 
+DEFAULT_RECIPES = {"pipeline": "dpm(steps=10)", "classifier": "tome(r=8)"}  # what is measured, where nothing is asked for
 BATCH = 50  # images a call, where no other number is given
 MOST = 50_000  # images a row, where no other bound applies
 SETTLING = 6.0  # seconds a row for counters, memory and files
@@ -48,7 +49,7 @@ STRIP = 8  # images of a row kept for the picture
 
 def bench(
     model: Any = "cifar10-dit",
-    recipes: Sequence[Recipe | str] = ("dpm(steps=10)",),
+    recipes: Sequence[Recipe | str] | None = None,
     *,
     job: Job | None = None,
     settings: Settings | None = None,
@@ -58,7 +59,7 @@ def bench(
 
     Args:
         model: a name or folder that `load` knows, a loaded pipeline, or a loaded image classifier.
-        recipes: what is measured, one row each.
+        recipes: what is measured, one row each; without it `DEFAULT_RECIPES`.
         job: for pipelines, what is generated; what it leaves open, a bundled model's card pins.
         settings: how many images, how long, where to.
         watcher: receives lines, rows and progress.
@@ -71,7 +72,7 @@ def bench(
         UsageError: a recipe that does not fit, a number of samples the budget does not allow, too small an n.
         RunError: a model, a reference or an output folder that is broken.
     """
-    parsed = [Recipe.parse(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
+    parsed = _parsed(model, recipes)
     if not parsed or any(not recipe.methods for recipe in parsed):
         raise UsageError("A benchmark needs at least one recipe that is not empty.", hint="--sampler dpm, or --recipe 'dpm(steps=10)'")
     settings = settings or Settings()
@@ -82,7 +83,7 @@ def bench(
         return run.card()
 
 
-def preview(model: Any, recipes: Sequence[Recipe], *, job: Job, placement: Placement, settings: Settings | None = None) -> list[str]:
+def preview(model: Any, recipes: Sequence[Recipe | str] | None, *, job: Job, placement: Placement, settings: Settings | None = None) -> list[str]:
     """What a benchmark would measure, a line a row, without running any network.
 
     Args:
@@ -93,12 +94,12 @@ def preview(model: Any, recipes: Sequence[Recipe], *, job: Job, placement: Place
     Raises:
         UsageError: what `bench` would refuse.
     """
-    settings = replace(settings or Settings(), placement=placement)
+    settings, parsed = replace(settings or Settings(), placement=placement), _parsed(model, recipes)
     if is_classifier(model):
-        return preview_classifier(model, recipes, job=job, settings=settings)
+        return preview_classifier(model, parsed, job=job, settings=settings)
     _refuse_images(settings)
     opened = open_pipeline(model, job, placement)
-    stage = Stage(opened.pipeline, recipes, opened.job)
+    stage = Stage(opened.pipeline, parsed, opened.job)
     try:
         lines = [f"{opened.name}: {type(opened.pipeline).__name__}, guidance {stage.job.guidance_scale}"]
         for person in stage.everyone:
@@ -108,6 +109,12 @@ def preview(model: Any, recipes: Sequence[Recipe], *, job: Job, placement: Place
         return lines
     finally:
         stage.close()
+
+
+def _parsed(model: Any, recipes: Sequence[Recipe | str] | None) -> list[Recipe]:
+    if recipes is None:
+        recipes = [DEFAULT_RECIPES["classifier" if is_classifier(model) else "pipeline"]]
+    return [Recipe.parse(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
 
 
 def _refuse_images(settings: Settings) -> None:

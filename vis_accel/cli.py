@@ -133,8 +133,8 @@ def bench(
     from vis_accel.cli_bench import run
 
     run(
-        model=model, recipes=_recipes(sampler, steps, schedule, recipe), samples=samples, budget=budget, reference=reference, batch=batch,
-        job=_job(seed, class_labels, prompt, prompts, guidance_scale, height, width), device=device, dtype=dtype, threads=threads,
+        model=model, recipes=_recipes(sampler, steps, schedule, recipe) or None, samples=samples, budget=budget, reference=reference,
+        batch=batch, job=_job(seed, class_labels, prompt, prompts, guidance_scale, height, width), device=device, dtype=dtype, threads=threads,
         output=output, format=format.value, resume=resume, dry_run=dry_run, allow_pickle=allow_pickle, data=data,
         timing_batch=timing_batch or (), size=size, random_weights=random_weights, skip_broken=skip_broken,
     )  # fmt: skip
@@ -321,7 +321,7 @@ def _recipes(samplers: list[str] | None, steps: str | None, schedule: str | None
     if not samplers and (steps is not None or schedule is not None):
         raise UsageError("--steps and --schedule belong to --sampler.", hint="--sampler dpm, or put them into the recipe")
     found = []
-    for name in samplers or ([] if recipes else ["dpm"]):
+    for name in samplers or ():
         kind: type[Method] = registry.load(registry.ALIASES.get(name, name))
         if kind.family != "sampler":
             raise UsageError(f"{name} is no sampler.", hint=f"--recipe {name}")

@@ -26,7 +26,7 @@ DEFAULT_OUTPUT = Path("vis-accel-bench")
 def run(
     *,
     model: str,
-    recipes: list[Recipe],
+    recipes: list[Recipe] | None,
     job: Job,
     samples: int | None,
     budget: str | None,

@@ -300,3 +300,8 @@ def test_a_loaded_network_must_be_ready_and_its_classes_those_of_the_folder(netw
         bench(network, ["shorter"], settings=settings(data=folder))
     with pytest.raises(UsageError, match="twice"):
         bench(network, ["shorter", "shorter"], settings=settings())
+
+
+def test_what_is_measured_when_nothing_is_asked_for() -> None:
+    """A sampler was, whatever the model."""
+    assert any("tokens after each block" in line for line in preview("cifar10-vit", None, job=Job(), placement=Placement()))
