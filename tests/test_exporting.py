@@ -21,7 +21,9 @@ from vis_accel import exporting
 from vis_accel.apply import accelerate
 from vis_accel.cli import app
 from vis_accel.errors import MissingDependencyError, NotApplicableError, RunError, UsageError, VisAccelError
-from vis_accel.exporting import export, folded, image_size
+from vis_accel.exporting import export, image_size
+from vis_accel.vit_models import folding as foldings
+from vis_accel.vit_models.folding import folded
 
 RECIPE = "tome(r=2)"
 
@@ -103,7 +105,7 @@ def test_a_fold_that_changes_something_is_refused(monkeypatch: pytest.MonkeyPatc
     def wrong(convolution: nn.Module, norm: nn.Module) -> nn.Module:
         return copy.deepcopy(convolution)
 
-    monkeypatch.setattr(exporting, "fuse_conv_bn_eval", wrong)
+    monkeypatch.setattr(foldings, "fuse_conv_bn_eval", wrong)
     with pytest.raises(VisAccelError, match=r"Folding the batch norms of Forked moves its logits by"):
         folded(settled(Forked()), torch.randn(2, 3, 16, 16))
 
@@ -218,7 +220,7 @@ def test_models_that_are_refused(tmp_path: Path) -> None:
         export(small_vit().half(), tmp_path / "vit.pt2", format="torch")
     with pytest.raises(UsageError, match="does not say what size"):
         export(nn.Sequential(nn.Conv2d(3, 4, 3)), tmp_path / "vit.pt2", format="torch")
-    with pytest.raises(NotApplicableError, match="only classifiers"):
+    with pytest.raises(NotApplicableError, match="no classifier"):
         export(nn.Sequential(nn.Conv2d(3, 4, 3)), tmp_path / "vit.pt2", format="torch", size=8)
 
 

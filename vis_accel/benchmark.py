@@ -83,7 +83,9 @@ def bench(
         return run.card()
 
 
-def preview(model: Any, recipes: Sequence[Recipe | str] | None, *, job: Job, placement: Placement, settings: Settings | None = None) -> list[str]:
+def preview(
+    model: Any, recipes: Sequence[Recipe | str] | None, *, job: Job, placement: Placement, settings: Settings | None = None
+) -> list[str]:
     """What a benchmark would measure, a line a row, without running any network.
 
     Args:

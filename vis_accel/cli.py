@@ -134,8 +134,8 @@ def bench(
 
     run(
         model=model, recipes=_recipes(sampler, steps, schedule, recipe) or None, samples=samples, budget=budget, reference=reference,
-        batch=batch, job=_job(seed, class_labels, prompt, prompts, guidance_scale, height, width), device=device, dtype=dtype, threads=threads,
-        output=output, format=format.value, resume=resume, dry_run=dry_run, allow_pickle=allow_pickle, data=data,
+        batch=batch, job=_job(seed, class_labels, prompt, prompts, guidance_scale, height, width), device=device, dtype=dtype,
+        threads=threads, output=output, format=format.value, resume=resume, dry_run=dry_run, allow_pickle=allow_pickle, data=data,
         timing_batch=timing_batch or (), size=size, random_weights=random_weights, skip_broken=skip_broken,
     )  # fmt: skip
 

@@ -2,10 +2,9 @@
 
     export(load("timm/levit_256"), "levit.onnx", dynamic_batch=True)
 
-Order    copy; evaluation mode; timm's re-parameterisation; batch norms folded into the convolutions before them; the recipe; the exporter;
-         the file, still in memory, is read back and run; only then is it written, whole or not at all.
-Folded   what computes the same is folded, and the outputs on the images are compared before and after. Norms that stand before a
-         convolution, or whose input has other readers, stay.
+Order    copy; evaluation mode; the recipe; timm's re-parameterisation, and batch norms folded into the convolutions before them
+         (`vit_models.folding`); the exporter; the file, still in memory, is read back and run; only then is it written, whole or not
+         at all.
 Recipe   a network that a handle has changed is exported as it stands, in place: the changes may hold on to its own blocks, so a copy would
          be half the original. It is not folded then; give `recipe` instead, and the order above is kept.
 
@@ -15,72 +14,35 @@ Shapes   images B x C x H x W, normalised as the model wants them; logits B x cl
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from vis_accel.apply import accelerate
-from vis_accel.errors import MissingDependencyError, ModelError, NotApplicableError, RunError, UnknownNameError, UsageError, shown
+from vis_accel.errors import MissingDependencyError, NotApplicableError, RunError, UnknownNameError, UsageError, shown
 from vis_accel.files import write_atomic
 from vis_accel.recipe import Recipe
+from vis_accel.vit_models.closeness import Closeness, close, closeness, logits
+from vis_accel.vit_models.folding import Folding, copied, evaluating, fold, folded
 
-__all__ = ["FORMATS", "Exported", "Folding", "export", "folded", "image_size"]
+__all__ = ["FORMATS", "Exported", "export", "image_size"]
 
 Format = Literal["onnx", "torch"]
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}  # what files of a format are called
 _OPSETS = range(18, 24)  # below, the exporter writes 18 and converts down, which often fails; above, not every onnxruntime reads it
-_CLOSE = 1e-3  # how far folding or a file may move a logit, relative to how far logits lie apart between images, and ...
-_NOISE = 1e-5  # ... beyond that, relative to the image's largest logit: what rounding in float32 stays below
 _AGREE = 0.999  # share of images that must keep their class
 _CLOSE_SHARE = 0.95  # under a recipe: share of images that must be close; in the others a tie between tokens was decided otherwise
 _ONNX_BYTES = 2**31 - 2**20  # where a protocol buffer ends, with room for the graph
-
-
-@dataclass(frozen=True, kw_only=True)
-class Folding:
-    """What was folded.
-
-    Attributes:
-        norms: batch norms before.
-        reparameterized: those left by timm's re-parameterisation.
-        left: those left in the end.
-        difference: the largest of a logit, relative to the largest logit of its image.
-    """
-
-    norms: int
-    reparameterized: int
-    left: int
-    difference: float
-
-
-class Closeness(NamedTuple):
-    """How near two sets of logits are.
-
-    Attributes:
-        difference, typical: of a logit, relative to the largest logit of its image; worst and median image.
-        spread: what they are to be compared with: the same, between an image and the mean of all.
-        agreement: share of images with the same class.
-    """
-
-    difference: float
-    typical: float
-    spread: float
-    agreement: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +119,13 @@ def export(
     side = size or image_size(model)
     shape = (batch, _channels(model), *((side, side) if isinstance(side, int) else side))
     given = _images(images, shape)
-    with _evaluating(model) if in_place else nullcontext():
-        network = _fitted(model if in_place else _copied(model), given, resize=not in_place)
-        network, folding = folded(network, given) if reparameterize and not in_place else (network, None)
+    with evaluating(model) if in_place else nullcontext():
+        network = _fitted(model if in_place else copied(model), given, resize=not in_place)
+        whole, folding = folded(network, given) if reparameterize and not in_place else (network, None)
+        network = network if parsed.methods else whole
         with accelerate(network, parsed) if parsed.methods else nullcontext():
+            if parsed.methods and folding is not None and folding.norms:  # not before: trained parameters are those of the whole network
+                network = fold(network, given)
             data, opset = _written(network, _rows(given, range(max(batch, 2 * dynamic_batch))), format, dynamic_batch, opset)
             sizes = (1, max(batch + 1, 16)) if dynamic_batch else (batch,)
             near = _compared(network, _reader(data, format), given, sizes, loose=in_place or bool(parsed.methods))
@@ -170,28 +135,6 @@ def export(
         recipe="as it stands" if in_place else str(parsed), shape=shape, dynamic_batch=dynamic_batch, opset=opset, folding=folding,
         images="random" if images is None else "given", n=len(given), **near._asdict(), seconds=time.perf_counter() - started,
     )  # fmt: skip
-
-
-@torch.no_grad()
-def folded(model: nn.Module, images: Tensor) -> tuple[nn.Module, Folding]:
-    """A copy of `model` in evaluation mode with everything folded that can be, checked on the first two of `images`.
-
-    Raises:
-        ModelError: the copy does not compute the same.
-    """
-    from timm.models import reparameterize_model
-
-    plain, x = _copied(model), images[:2]
-    want = _logits(plain, x)
-    network: nn.Module = reparameterize_model(_copied(model)).eval()  # eval() again: attention biases are kept from before
-    between = _norms(network)
-    _fold_norms(network, x)
-    got = _logits(network, x)
-    moved = _closeness(got, want).difference
-    if not bool(_close(got, want).all()):
-        message = f"Folding the batch norms of {type(model).__name__} moves its logits by {moved:.2g} of the largest."
-        raise ModelError(message, hint="reparameterize=False, on the command line --no-reparameterize")
-    return network, Folding(norms=_norms(plain), reparameterized=between, left=_norms(network), difference=moved)
 
 
 def image_size(model: Any) -> tuple[int, int]:
@@ -248,44 +191,18 @@ def _images(images: Tensor | None, shape: Sequence[int]) -> Tensor:
     return images.float()
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, without what a forward left behind: timm keeps attention biases, which are stale after a change of the
-    weights, and which nothing copies if gradients were on."""
-    with _evaluating(model):
-        return copy.deepcopy(model).eval()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, entered anew even if it is on: that is when timm forgets attention biases."""
-    modes = [(part, part.training) for part in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
 def _fitted(network: Any, images: Tensor, *, resize: bool) -> nn.Module:
     """`network`, set to the size of `images` where timm can do that, and seen to take them."""
     try:
         if resize and hasattr(network, "set_input_size") and tuple(images.shape[2:]) != image_size(network):
             network.set_input_size(img_size=tuple(images.shape[2:]))
-        _logits(network, images[:1])
+        logits(network, images[:1])
     except NotApplicableError:
         raise
     except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
         message = f"{type(network).__name__} does not take images of {' x '.join(map(str, images.shape[1:]))}: {shown(str(error), 150)}"
         raise UsageError(message, hint="leave out size; some models have their size fixed when they are built") from error
     return network  # type: ignore[no-any-return]
-
-
-def _logits(network: nn.Module, x: Tensor) -> Tensor:
-    out = network(x)
-    if not isinstance(out, Tensor) or out.ndim != 2:
-        raise NotApplicableError(f"{type(network).__name__} gives no logits: only classifiers are exported.")
-    return out
 
 
 # The file
@@ -355,100 +272,19 @@ def _compared(network: nn.Module, read: Callable[[Tensor], Tensor], images: Tens
         size = sizes[min(len(pairs), len(sizes) - 1)]
         x = _rows(images, range(start, start + size))
         fresh = min(size, len(images) - start)  # a fixed batch is filled up by images that were counted before
-        pairs.append((read(x)[:fresh], _logits(network, x)[:fresh]))
+        pairs.append((read(x)[:fresh], logits(network, x)[:fresh]))
         start += size
     got, want = (torch.cat(part) for part in zip(*pairs, strict=True))
-    near = _closeness(got, want)
+    near = closeness(got, want)
     if len(want) > 1 and near.spread == 0:
         message = f"{type(network).__name__} gives all {len(want)} images the same logits, so there is nothing to compare a file by."
         raise RunError(message, hint="a head that was just made is all zeros: load weights, or train it")
     share = _CLOSE_SHARE if loose else 1.0
-    close = float(_close(got, want).float().mean())
-    if not (near.agreement >= _AGREE and close >= share):
+    equal = float(close(got, want).float().mean())
+    if not (near.agreement >= _AGREE and equal >= share):
         raise RunError(
-            f"The file does not compute what {type(network).__name__} does, and was not written: of {len(images)} images {close:.1%} have "
+            f"The file does not compute what {type(network).__name__} does, and was not written: of {len(images)} images {equal:.1%} have "
             f"equal logits, up to rounding, and {near.agreement:.1%} the same class; the worst is {near.difference:.2g} of the largest.",
             hint="another opset or format",
         )
     return near
-
-
-def _apart(got: Tensor, want: Tensor) -> Tensor:
-    """Per image, the largest difference of a logit, relative to the largest logit."""
-    return (got - want).abs().amax(dim=1) / want.abs().amax(dim=1).clamp_min(1e-30)
-
-
-def _close(got: Tensor, want: Tensor) -> Tensor:
-    """Per image, whether the logits are the same up to rounding. What counts is how far logits of different images lie apart: in networks
-    that were not trained that can be a thousandth of the logits, and a file that ignored the image would be near them."""
-    between = (want - want.mean(0)).abs().amax() if len(want) > 1 else want.abs().amax()
-    return (got - want).abs().amax(1) <= _CLOSE * between + _NOISE * want.abs().amax(1)
-
-
-def _closeness(got: Tensor, want: Tensor) -> Closeness:
-    apart, between = _apart(got, want), _apart(want.mean(0, keepdim=True), want)
-    agreement = float((got.argmax(1) == want.argmax(1)).float().mean())
-    return Closeness(float(apart.max()), float(apart.median()), float(between.max()), agreement)
-
-
-# Folding what timm's re-parameterisation leaves
-
-
-def _norms(network: nn.Module) -> int:
-    return sum(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules())
-
-
-def _fold_norms(network: nn.Module, x: Tensor) -> None:
-    """Folds, in place, each batch norm into the convolution before it, where nothing else reads that convolution's output.
-
-    Which those are is seen in one forward: what a norm takes is the very tensor a convolution gave, and no other operation takes it.
-    """
-    seen = _Seen()
-    hooks = [part.register_forward_hook(seen.note) for part in network.modules() if _foldable(part)]
-    with seen:
-        network(x)
-    for hook in hooks:
-        hook.remove()
-    names = {id(part): name for name, part in network.named_modules()}
-    for norm, convolution in seen.pairs():
-        fused = fuse_conv_bn_eval(convolution, norm)
-        convolution.weight, convolution.bias = fused.weight, fused.bias
-        after = nn.Identity() if type(norm) is nn.BatchNorm2d else nn.Sequential(norm.drop, norm.act)
-        network.set_submodule(names[id(norm)], after)
-
-
-def _foldable(part: nn.Module) -> bool:
-    """Classes whose computation is known, by exact name: a subclass may standardise its weights, or do more than normalise."""
-    if type(part).__name__ in ("BatchNorm2d", "BatchNormAct2d"):
-        return part.running_mean is not None
-    return type(part) is nn.Conv2d or type(part).__name__ == "Conv2dSame"
-
-
-class _Seen(TorchFunctionMode):
-    """Who gave and who took the tensors of one forward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.given: dict[int, tuple[nn.Module, Tensor]] = {}  # by the tensor's id, which the reference keeps from being used again
-        self.taken: list[tuple[nn.Module, Tensor]] = []
-        self.uses: Counter[int] = Counter()
-        self.calls: Counter[int] = Counter()
-
-    def note(self, part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.calls[id(part)] += 1
-        if isinstance(part, nn.Conv2d):
-            self.given[id(output)] = part, output
-            self.uses[id(output)] = 0
-        else:
-            self.taken.append((part, inputs[0]))
-
-    def pairs(self) -> list[tuple[Any, Any]]:
-        """(norm, convolution) that can become one: each ran once, and only the one reads the other."""
-        found = [(norm, self.given[id(x)][0], x) for norm, x in self.taken if id(x) in self.given]
-        return [(norm, conv) for norm, conv, x in found if self.uses[id(x)] == self.calls[id(norm)] == self.calls[id(conv)] == 1]
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):  # asking for a shape is no use
-            self.uses.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-        return out

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from vis_accel import UsageError, load
 from vis_accel.eval.speed import Timings, interleave
-from vis_accel.exporting import folded, image_size
+from vis_accel.exporting import image_size
 from vis_accel.files import write_atomic
 from vis_accel.machine import commit, machine, versions
 from vis_accel.vit_models.families import FAMILIES, family_of, register
+from vis_accel.vit_models.folding import folded
 from vis_accel.vit_models.view import view
 
 ANCHOR = "deit_tiny_patch16_224"

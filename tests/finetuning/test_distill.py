@@ -10,11 +10,11 @@ import timm
 import torch
 
 from vis_accel.errors import NotApplicableError, UsageError
-from vis_accel.finetuning import saved
 from vis_accel.finetuning.distill import feature_distance, open_teacher, softened_distance, token_distance
 from vis_accel.finetuning.options import FinetuneOptions
 from vis_accel.finetuning.run import finetune
 from vis_accel.finetuning.student import Student
+from vis_accel.zoo import timm_folder
 
 
 def test_softened_distance_by_hand() -> None:
@@ -75,4 +75,4 @@ def test_token_distillation_gives_both_heads_in_training_and_their_mean_otherwis
 def test_feature_distillation_leaves_no_trace_in_the_network(options: Callable[..., FinetuneOptions]) -> None:
     done = finetune(options(teacher="cifar10-features", distill="feature", steps=2))
     assert done.card["parameters"]["all"] == done.card["parameters"]["trained"]  # the map to the teacher's features is not kept
-    assert set(saved.load(done.folder).state_dict()) == set(timm.create_model("test_vit", num_classes=2, img_size=32).state_dict())
+    assert set(timm_folder.load(done.folder).state_dict()) == set(timm.create_model("test_vit", num_classes=2, img_size=32).state_dict())

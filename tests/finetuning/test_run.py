@@ -16,12 +16,13 @@ from torch import Tensor
 
 from vis_accel.errors import ModelError, NotApplicableError, UsageError
 from vis_accel.eval.accuracy import wilson
-from vis_accel.finetuning import run, saved
+from vis_accel.finetuning import run
 from vis_accel.finetuning.opening import open_network
 from vis_accel.finetuning.options import FinetuneOptions
 from vis_accel.finetuning.run import finetune
 from vis_accel.finetuning.student import drop_patches
 from vis_accel.finetuning.task import FinetuneTask
+from vis_accel.zoo import timm_folder
 
 Options = Callable[..., FinetuneOptions]
 
@@ -51,7 +52,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(options: Options, tmp_path: 
     with pytest.raises(UsageError, match="exists already"):
         finetune(options(output=tmp_path / "parts", **common))
     finetune(options(output=tmp_path / "parts", resume=True, **common))
-    whole, parts = (load_file(tmp_path / name / saved.WEIGHTS) for name in ("whole", "parts"))
+    whole, parts = (load_file(tmp_path / name / timm_folder.WEIGHTS) for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     with pytest.raises(UsageError, match="is finished: there is nothing to resume"):
         finetune(options(output=tmp_path / "parts", resume=True, **common))
@@ -77,7 +78,7 @@ def test_early_stop_keeps_the_best_weights(options: Options, monkeypatch: pytest
     assert [row["top1"] for row in history if "top1" in row] == [1 / 8, 3 / 8, 2 / 8, 2 / 8]
     assert done.card["stopped_early"]
     assert done.card["epochs"] == 4
-    kept = load_file(asked.output / saved.WEIGHTS)
+    kept = load_file(asked.output / timm_folder.WEIGHTS)
     assert all(torch.equal(kept[name], best[name]) for name in kept)
     assert "too good" in (asked.output / "finetune.md").read_text()
 
@@ -128,7 +129,7 @@ def test_the_folder_is_timms_and_is_opened_again_with_its_head(options: Options,
     first = finetune(options(model="timm/levit_128s", size=48, steps=1))
     images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     theirs = timm.create_model(f"local-dir:{first.folder}", pretrained=True).eval()
-    ours = saved.load(first.folder)
+    ours = timm_folder.load(first.folder)
     assert torch.equal(theirs(images), ours(images))
     opened = open_network(str(first.folder), random_weights=False, size=None, classes=("blue", "red"), seed=0)
     assert (opened.size, opened.head_kept, opened.arguments) == (48, True, {"img_size": 48})
@@ -150,21 +151,21 @@ def test_no_stale_table_survives_loading(tmp_path: Path, name: str) -> None:
             if "attention_biases" in key:
                 parameter.normal_()
     arguments = {"img_size": 64} if name == "levit_128s" else {}
-    saved.save(network, tmp_path, size=64, classes=("blue", "red"), arguments=arguments)
-    assert torch.allclose(saved.load(tmp_path)(images), network.train().eval()(images), atol=1e-5)
+    timm_folder.save(network, tmp_path, size=64, classes=("blue", "red"), arguments=arguments)
+    assert torch.allclose(timm_folder.load(tmp_path)(images), network.train().eval()(images), atol=1e-5)
 
 
 def test_the_bundled_transformer_is_saved_as_a_timm_folder_too(tmp_path: Path) -> None:
     opened = open_network("cifar10-vit", random_weights=False, size=None, classes=("blue", "red"), seed=0)
-    saved.save(opened.network, tmp_path, size=32, classes=("blue", "red"), arguments={})
+    timm_folder.save(opened.network, tmp_path, size=32, classes=("blue", "red"), arguments={})
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(saved.load(tmp_path)(images), opened.network(images))
+    assert torch.equal(timm_folder.load(tmp_path)(images), opened.network(images))
     assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(images), opened.network(images))
 
 
 def test_folders_that_do_not_fit_their_weights_are_refused(tmp_path: Path) -> None:
-    saved.save(timm.create_model("test_vit", num_classes=2), tmp_path, size=160, classes=("blue", "red"), arguments={})
-    config = json.loads((tmp_path / saved.CONFIG).read_text())
+    timm_folder.save(timm.create_model("test_vit", num_classes=2), tmp_path, size=160, classes=("blue", "red"), arguments={})
+    config = json.loads((tmp_path / timm_folder.CONFIG).read_text())
     for change, words in (
         ({"architecture": "os.system"}, "does not have"),
         ({"num_classes": 5}, "head"),
@@ -172,9 +173,9 @@ def test_folders_that_do_not_fit_their_weights_are_refused(tmp_path: Path) -> No
         ({"model_args": {"act_layer": {"a": 1}}}, "must hold plain values"),
         ({"pretrained_cfg": None}, "lacks pretrained_cfg"),
     ):
-        (tmp_path / saved.CONFIG).write_text(json.dumps(config | change))
+        (tmp_path / timm_folder.CONFIG).write_text(json.dumps(config | change))
         with pytest.raises(ModelError, match=words):
-            saved.load(tmp_path)
+            timm_folder.load(tmp_path)
 
 
 def test_options_that_would_do_nothing_for_the_network_are_refused(options: Options) -> None:

@@ -14,9 +14,9 @@ from timm.models import reparameterize_model
 from torch import nn
 
 from vis_accel.errors import NotApplicableError
-from vis_accel.exporting import folded
 from vis_accel.method import FAMILIES as METHOD_FAMILIES
 from vis_accel.vit_models.families import FAMILIES, family_of, register
+from vis_accel.vit_models.folding import folded
 from vis_accel.vit_models.view import view
 
 BUILT: dict[str, Any] = {}

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from vis_accel.errors import NotApplicableError, UsageError, shown
-from vis_accel.finetuning import saved
+from vis_accel.zoo import timm_folder
 
 __all__ = ["Opened", "class_names", "head_modules", "network_of", "open_network"]
 
@@ -80,11 +78,6 @@ def network_of(name: str, *, random_weights: bool = False) -> Any:
     from vis_accel.zoo import bundled
     from vis_accel.zoo.load import load
 
-    path = Path(os.path.expanduser(name))
-    if name not in bundled.MODELS and not name.startswith("timm/") and path.is_dir() and saved.is_saved(path):
-        if random_weights:
-            raise UsageError(f"--random-weights is for timm/NAME; {shown(name)} comes with its weights.", hint="leave out --random-weights")
-        return saved.load(path)
     if name in bundled.MODELS and bundled.MODELS[name].kind == "pipeline":
         raise NotApplicableError(
             f"{name} makes images; what is fine-tuned here tells them apart.", hint="--model cifar10-vit, or timm/NAME"
@@ -120,9 +113,9 @@ def _sized(network: Any, name: str, size: int, own: int, *, trained: bool, seed:
     """The network for images of another size, and what its architecture must be told to be built so again."""
     import timm
 
-    from vis_accel.finetuning.registered import ARCHITECTURE
+    from vis_accel.zoo.registered import ARCHITECTURE
 
-    if saved.architecture_of(network) in (None, ARCHITECTURE):
+    if timm_folder.architecture_of(network) in (None, ARCHITECTURE):
         raise UsageError(f"{name} takes {own} px only; got --size {size}.", hint=f"--size {own}")
     if hasattr(network, "set_input_size"):
         try:
@@ -135,7 +128,7 @@ def _sized(network: Any, name: str, size: int, own: int, *, trained: bool, seed:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fresh = timm.create_model(saved.architecture_of(network), num_classes=network.num_classes, img_size=size)
+            fresh = timm.create_model(timm_folder.architecture_of(network), num_classes=network.num_classes, img_size=size)
     except Exception as error:
         raise _impossible(name, size, error) from error
     if trained:

@@ -153,7 +153,8 @@ def read_size(path: Path) -> tuple[int, int]:
 
     try:
         with Image.open(path) as image:
-            return image.size
+            width, height = image.size
+            return width, height
     except Exception as error:
         raise DataError(f"{path} does not open as an image: {type(error).__name__}: {error}") from error
 

@@ -22,7 +22,7 @@ from vis_accel.apply import accelerate
 from vis_accel.errors import DataError, RunError, UsageError
 from vis_accel.eval.interval import Interval
 from vis_accel.files import write_atomic
-from vis_accel.finetuning import adapters, card, distill, saved, scales
+from vis_accel.finetuning import adapters, card, distill, scales
 from vis_accel.finetuning.data import Folder, scan, without
 from vis_accel.finetuning.opening import Opened, head_modules, open_network
 from vis_accel.finetuning.options import ADAPTERS, FinetuneOptions
@@ -31,6 +31,7 @@ from vis_accel.finetuning.student import PREFIX, Student, drop_patches
 from vis_accel.finetuning.task import FinetuneTask
 from vis_accel.handle import Handle
 from vis_accel.recipe import Recipe
+from vis_accel.zoo import timm_folder
 
 __all__ = ["Finetuned", "finetune"]
 
@@ -199,7 +200,7 @@ def _check_output(options: FinetuneOptions) -> None:
     started = (place / training.CHECKPOINT).exists()
     if not options.resume and started:
         raise UsageError(f"{place / training.CHECKPOINT} exists already.", hint="add --resume to go on from it, or give another --output")
-    if not started and (place / saved.WEIGHTS).exists():
+    if not started and (place / timm_folder.WEIGHTS).exists():
         raise UsageError(f"{place} holds a network already, which would be overwritten.", hint="give another --output")
 
 

@@ -25,12 +25,13 @@ from vis_accel.errors import RunError
 from vis_accel.eval.accuracy import wilson
 from vis_accel.eval.interval import Interval
 from vis_accel.files import write_atomic
-from vis_accel.finetuning import distill, saved
+from vis_accel.finetuning import distill
 from vis_accel.finetuning.adapters import merged
 from vis_accel.finetuning.augment import augmented, mixed, scaled
 from vis_accel.finetuning.student import Student
 from vis_accel.handle import Handle
 from vis_accel.training import batch_indices
+from vis_accel.zoo import timm_folder
 
 if TYPE_CHECKING:
     from vis_accel.finetuning.opening import Opened
@@ -169,7 +170,7 @@ class FinetuneTask:
         if hasattr(network, "set_distilled_training"):
             network.set_distilled_training(False)
         network.to(memory_format=torch.contiguous_format).eval()
-        saved.save(network, folder, size=self.opened.size, classes=self.classes, arguments=self.opened.arguments)
+        timm_folder.save(network, folder, size=self.opened.size, classes=self.classes, arguments=self.opened.arguments)
         self._read_back(network, folder, sample)
         self.result = {"merge_difference": difference, "parameters": sum(p.numel() for p in network.parameters())}
         network.to(next(self.student.parameters()).device)  # where it was trained: the CPU may be slow
@@ -178,7 +179,7 @@ class FinetuneTask:
     @torch.no_grad()
     def _read_back(self, network: nn.Module, folder: Path, sample: Tensor) -> None:
         """Raises RunError if what was written is not what was trained."""
-        again = saved.load(folder)
+        again = timm_folder.load(folder)
         theirs = again.state_dict()
         wrong = [name for name, tensor in network.state_dict().items() if not torch.equal(tensor, theirs[name])]
         ours = network(sample)

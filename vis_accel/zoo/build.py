@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vis_accel.errors import MissingDependencyError, ModelError, shown
-from vis_accel.zoo import bundled, check
+from vis_accel.zoo import bundled, check, timm_folder
 from vis_accel.zoo import folder as folders
 
 __all__ = ["bundled_model", "classifier", "folder", "pipeline", "placed"]
@@ -27,12 +27,14 @@ def bundled_model(name: str, *, dtype: torch.dtype, device: torch.device) -> Any
 
 
 def folder(place: Path, *, allow_pickle: bool, dtype: torch.dtype, device: torch.device) -> Any:
-    """A diffusers folder of the user's; one that was sealed is held to its seal."""
+    """A folder of the user's, of diffusers' layout or timm's; one that was sealed is held to its seal."""
     if (place / bundled.CARD).is_file() and folders.read_json(place / bundled.CARD).get("files"):
         card = bundled.read_card(place)
         bundled.verify(place, card.files)
         if card.kind != "pipeline":
             return classifier(place, card, dtype=dtype, device=device)
+    if timm_folder.is_timm_folder(place):
+        return placed(timm_folder.load(place), dtype=dtype, device=device)
     return pipeline(place, allow_pickle=allow_pickle, dtype=dtype, device=device)
 
 

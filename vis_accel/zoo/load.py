@@ -20,7 +20,7 @@ __all__ = ["load"]
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
-_FORMS = "a folder that pipeline.save_pretrained wrote, owner/name on the hub, or timm/NAME"
+_FORMS = "a folder that pipeline.save_pretrained or vis-accel finetune wrote, owner/name on the hub, or timm/NAME"
 
 
 def load(
@@ -35,7 +35,8 @@ def load(
     """Loads a model, whole and in evaluation mode.
 
     Args:
-        name: of a bundled model (`MODELS`), a diffusers folder, `owner/name` on the Hugging Face hub, or `timm/NAME`, in that order.
+        name: of a bundled model (`MODELS`), a folder of diffusers' or timm's layout, `owner/name` on the Hugging Face hub, or
+            `timm/NAME`, in that order.
         allow_pickle: reads weights that are only there as pickles, which can run any program the file holds. Nothing else unpickles.
         dtype: of the weights, a torch dtype or its name; None: float32, whatever the files hold.
         device: where to; None: the CPU.

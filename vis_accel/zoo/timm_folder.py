@@ -1,7 +1,7 @@
-"""The folder of a fine-tuned network: timm's own layout, model.safetensors and config.json, so that timm reads it without this package.
+"""Folders in timm's own layout, model.safetensors and config.json, as fine-tuning writes them: timm reads them without this package.
 
     timm.create_model("local-dir:FOLDER", pretrained=True)
-    vis_accel.finetuning.saved.load(FOLDER)               the same, read as data and checked first
+    vis_accel.load("FOLDER")                               the same, read as data and checked first
 
 Weights are float32, adapters merged.
 """
@@ -20,14 +20,14 @@ from vis_accel.files import write_atomic
 from vis_accel.zoo import check
 from vis_accel.zoo.folder import read_json
 
-__all__ = ["CONFIG", "WEIGHTS", "architecture_of", "is_saved", "load", "save"]
+__all__ = ["CONFIG", "WEIGHTS", "architecture_of", "is_timm_folder", "load", "save"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _PLAIN = (int, float, str, bool)  # values an architecture's argument may have, or lists of them
 _KEPT = ("mean", "std", "first_conv", "classifier", "fixed_input_size", "license")  # of timm's configuration
 
 
-def is_saved(folder: Path) -> bool:
+def is_timm_folder(folder: Path) -> bool:
     """Whether a folder is laid out so: config.json names an architecture of timm, and it is no diffusers folder."""
     return (folder / CONFIG).is_file() and not (folder / "model_index.json").exists() and "architecture" in read_json(folder / CONFIG)
 
@@ -36,7 +36,7 @@ def architecture_of(network: Any) -> str | None:
     """Name under which timm builds this network; None if it is not one of timm's."""
     found = network.pretrained_cfg.get("architecture")
     if found is None and type(network).__name__ == "VisionTransformer" and "HybridEmbed" in type(network.patch_embed).__name__:
-        from vis_accel.finetuning.registered import ARCHITECTURE
+        from vis_accel.zoo.registered import ARCHITECTURE
 
         return ARCHITECTURE
     return None if found is None else str(found)
@@ -101,9 +101,12 @@ def _builder(folder: Path, config: dict[str, Any]) -> Any:
     """A function that builds the configuration's architecture, with random weights."""
     import timm
 
-    from vis_accel.finetuning.registered import ARCHITECTURE
+    from vis_accel.vit_models.families import register
+    from vis_accel.zoo.registered import ARCHITECTURE
 
     path, name, arguments, facts = folder / CONFIG, config.get("architecture"), config.get("model_args") or {}, config.get("pretrained_cfg")
+    if isinstance(name, str):
+        register(name)  # the architectures that timm lacks
     if not isinstance(name, str) or not (timm.is_model(name) or name == ARCHITECTURE):
         raise ModelError(f"{path} asks for the architecture {shown(name)}, which timm {timm.__version__} does not have.")
     if not isinstance(facts, dict) or not isinstance(config.get("num_classes"), int):

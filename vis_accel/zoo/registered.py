@@ -1,6 +1,6 @@
 """The bundled vision transformer under a name in timm's registry, so that what is fine-tuned from it is an ordinary timm folder.
 
-`timm.create_model("local-dir:FOLDER")` finds `cifar10_vit` once this module is imported; `saved.load` imports it.
+`timm.create_model("local-dir:FOLDER")` finds `cifar10_vit` once this module is imported; `timm_folder.load` imports it.
 """
 
 from __future__ import annotations
