@@ -27,7 +27,7 @@ from vis_accel.method import Method
 
 __all__ = ["Addon", "check_name", "differences", "find", "identity", "save", "shipped", "swap_parameters"]
 
-_STEPS, _SCALE = "#steps", "#scale"  # ends of the names of a difference's two parts
+_STEPS, _HALVES, _SCALE = "#steps", "#halves", "#scale"  # ends of the names of a difference's parts: steps of 8 bits or 4, and their sizes
 _FOLDER = Path(__file__).parent / "zoo" / "addons"
 
 
@@ -101,22 +101,38 @@ def save(path: Path, tensors: Mapping[str, Tensor], *, method: str, model: nn.Mo
     write_atomic(path, serialise({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata=header))
 
 
-def differences(base: nn.Module, tuned: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """`tuned` weights as what they add to `base`: matrices and kernels in 8 bits with a scale for each row, the rest as it is in bfloat16.
+def differences(base: nn.Module, tuned: Mapping[str, Tensor], prefix: str = "", *, bits: int = 8) -> dict[str, Tensor]:
+    """`tuned` weights as what they add to `base`: matrices and kernels in steps with a size for each row, the rest as it is in bfloat16.
 
-    Half the size of bfloat16, and the rounding is of the difference, not of the weight. `swap_parameters` reads both.
+    In 8 bits half the size of bfloat16, in 4 a quarter; the rounding is of the difference, not of the weight. `swap_parameters` reads both.
     """
-    found, own = {}, base.state_dict()
+    found, own, most = {}, base.state_dict(), 2 ** (bits - 1) - 1
     for name, value in tuned.items():
         change = value.detach().float().cpu() - own[name].float().cpu()
         if value.ndim < 2 or not value.is_floating_point():
             found[prefix + name] = value.to(torch.bfloat16) if value.is_floating_point() else value
             continue
         rows = change.flatten(1)
-        scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
-        found[f"{prefix}{name}{_STEPS}"] = (rows / scale).round().to(torch.int8).reshape(change.shape)
+        scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / most
+        steps = (rows / scale).round().to(torch.int8)
+        if bits == 4:
+            found[f"{prefix}{name}{_HALVES}"] = _packed(steps)
+        else:
+            found[f"{prefix}{name}{_STEPS}"] = steps.reshape(change.shape)
         found[f"{prefix}{name}{_SCALE}"] = scale.flatten()
     return found
+
+
+def _packed(steps: Tensor) -> Tensor:
+    """Steps of -7 to 7 (rows x n), two in a byte (rows x n/2, rounded up)."""
+    codes = nn.functional.pad((steps + 8).to(torch.uint8), (0, steps.shape[1] % 2), value=8)
+    return codes[:, ::2] * 16 + codes[:, 1::2]
+
+
+def _unpacked(halves: Tensor, shape: torch.Size) -> Tensor:
+    """The steps that `_packed` packed, in the shape of their weight."""
+    codes = torch.stack((halves // 16, halves % 16), dim=-1).flatten(1)[:, : shape[1:].numel()]
+    return (codes.to(torch.int8) - 8).reshape(shape)
 
 
 def swap_parameters(handle: Handle, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -141,19 +157,22 @@ def swap_parameters(handle: Handle, model: nn.Module, tensors: Mapping[str, Tens
 
 def _whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`tensors` with those that `differences` wrote added to the model's own."""
-    found = {name: tensor for name, tensor in tensors.items() if not name.endswith((_STEPS, _SCALE))}
+    found = {name: tensor for name, tensor in tensors.items() if not name.endswith((_STEPS, _HALVES, _SCALE))}
     for name, steps in tensors.items():
-        if name.endswith(_STEPS):
-            own = name.removesuffix(_STEPS)
-            scale = tensors.get(own + _SCALE)
-            try:
-                base = model.get_parameter(own)
-            except AttributeError as error:
-                raise DataError(f"The model has no {own}.") from error
-            if scale is None or steps.shape != base.shape or scale.shape != steps.shape[:1]:
-                raise DataError(f"The difference of {own} does not fit the model's {tuple(base.shape)}.")
-            change = steps.float() * scale.reshape(-1, *[1] * (steps.ndim - 1))
-            found[own] = base.detach().float().cpu() + change
+        own, mark, form = name.rpartition("#")
+        if f"{mark}{form}" not in (_STEPS, _HALVES):
+            continue
+        scale = tensors.get(own + _SCALE)
+        try:
+            base = model.get_parameter(own)
+        except AttributeError as error:
+            raise DataError(f"The model has no {own}.") from error
+        rows = base.shape[0] if base.ndim else 0
+        fits = steps.shape == ((rows, -(-base.shape[1:].numel() // 2)) if mark + form == _HALVES else base.shape)
+        if scale is None or not fits or scale.shape != (rows,):
+            raise DataError(f"The difference of {own} does not fit the model's {tuple(base.shape)}.")
+        whole = _unpacked(steps, base.shape) if mark + form == _HALVES else steps
+        found[own] = base.detach().float().cpu() + whole.float() * scale.reshape(-1, *[1] * (base.ndim - 1))
     return found
 
 

@@ -122,6 +122,6 @@ class TokenTask(FineTuning):
         from vis_accel.zoo import load
 
         base = load("cifar10-vit")
-        weights = addons.differences(base, model.state_dict())
+        weights = addons.differences(base, model.state_dict(), bits=4)
         facts = {"recipe": self.recipe, "top1_before": self.before, "top1": self.crops.top1(model, self.test), "n": len(self.test)}
         addons.save(folder / "addon.safetensors", weights, method="tuned", model=base, facts=facts)
