@@ -4,7 +4,7 @@
     python token_pruning/train.py avit --data DIR --depth 5               a network whose tokens halt
     python token_pruning/train.py package --data DIR --keep 0.7           SPViT's selectors
     python token_pruning/train.py adavit --data DIR                       AdaViT's decision heads
-    python token_pruning/train.py evit --data DIR --keep 0.7              the network alone, fine-tuned under evit, topk, tome or pitome
+    python token_pruning/train.py evit --data DIR --keep 0.7 --bits 4     the network alone, fine-tuned under evit, topk, tome or pitome
     python token_pruning/train.py tuned --data DIR --recipe "tome(r=7)"   the same under any recipe on tokens
 
 The output folder (runs/METHOD, or --output) gets checkpoint, history, curve and addon.safetensors; a recipe names the last:
@@ -14,6 +14,7 @@ The output folder (runs/METHOD, or --output) gets checkpoint, history, curve and
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -62,21 +63,21 @@ def _tuning(options: argparse.Namespace, splits: Splits) -> Task:
     else:
         given = {"keep": options.keep} if options.method in ("evit", "topk") else {"r": options.r}
         recipe = str(registry.load(options.method).from_options(given))
-    return train_tokens.TokenTask(recipe, splits["train"], splits["test"], load("cifar10-features"))
+    return train_tokens.TokenTask(recipe, splits["train"], splits["test"], load("cifar10-features"), bits=options.bits)
 
 
 TRAININGS = {
     "adavit": Training(_deciding, train_adavit.default_config, 2, ()),
     "avit": Training(_halting, train_avit.default_config, 3, ("depth",)),
     "dynamicvit": Training(_selection, train_dynamicvit.default_config, 2, ("keep",)),
-    "evit": Training(_tuning, train_tokens.default_config, 3, ("keep",)),
+    "evit": Training(_tuning, train_tokens.default_config, 3, ("keep", "bits")),
     "package": Training(_selection, train_dynamicvit.default_config, 2, ("keep",)),
-    "pitome": Training(_tuning, train_tokens.default_config, 3, ("r",)),
-    "tome": Training(_tuning, train_tokens.default_config, 3, ("r",)),
-    "topk": Training(_tuning, train_tokens.default_config, 3, ("keep",)),
-    "tuned": Training(_tuning, train_tokens.default_config, 3, ("recipe",)),
+    "pitome": Training(_tuning, train_tokens.default_config, 3, ("r", "bits")),
+    "tome": Training(_tuning, train_tokens.default_config, 3, ("r", "bits")),
+    "topk": Training(_tuning, train_tokens.default_config, 3, ("keep", "bits")),
+    "tuned": Training(_tuning, train_tokens.default_config, 3, ("recipe", "bits")),
 }
-DEFAULTS = {"keep": 0.7, "r": 7, "depth": 5.0, "recipe": "evit(keep=0.7)"}
+DEFAULTS = {"keep": 0.7, "r": 7, "depth": 5.0, "recipe": "evit(keep=0.7)", "bits": 8}
 
 
 def run(options: argparse.Namespace) -> Path:
@@ -105,10 +106,7 @@ def _note(path: Path, facts: dict[str, float]) -> None:
     """Adds what only the finished run knows to the add-on, and prints all it says of itself."""
     from safetensors import safe_open
 
-    method = "tuned"
     with safe_open(path, framework="pt") as file:
-        import json
-
         method = json.loads(file.metadata()["vis_accel"])["method"]
     model = load("cifar10-vit")
     found = addons.find(method, model, str(path))
@@ -128,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--r", type=int, help="patches merged in each block (default 7)")
     made.add_argument("--depth", type=float, help="of avit: the block after which tokens shall halt on average (default 5)")
     made.add_argument("--recipe", help="of tuned: what the network shall learn to live with")
+    made.add_argument("--bits", type=int, choices=(8, 4), help="in which the network's change is written (default 8; 4 is half the file)")
     made.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     made.add_argument("--threads", type=int)
     made.add_argument("--images", type=int, help="train on so many images only, for a trial")

@@ -24,7 +24,7 @@ def test_left_out_is_multiplied_by_nothing_and_a_batch_its_images(family: str, t
     model, pictures = tiny(family), images(6)
     masked = DecidingModel(copy.deepcopy(model), deciders(model)).eval()(pictures)
     shares = [float(torch.cat([part.flatten() for part in kind]).mean()) for kind in zip(*masked.bits, strict=True)]
-    assert all(0 < share < 1 for share in shares), "some of each kind is left out"
+    assert sum(0 < share < 1 for share in shares) >= 2, f"some of what there is must be left out, and not all: {shares}"
     with accelerate(model, f"adavit(weights={decider_file(tmp_path, model)!r})"):
         found = model(pictures)
         single = torch.cat([model(picture[None]) for picture in pictures])

@@ -66,7 +66,9 @@ def test_the_output_is_the_mean_of_states_that_a_loop_finds() -> None:
             total, alive = torch.where(alive, total + h, total), alive & ~ends
             if not alive.any():
                 break
-        torch.testing.assert_close(model.forward_head(model.norm(output[None, None])), found.logits[image : image + 1], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            model.forward_head(model.norm(output[None, None])), found.logits[image : image + 1], rtol=1e-3, atol=1e-4
+        )
 
 
 @torch.no_grad()

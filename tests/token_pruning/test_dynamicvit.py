@@ -24,7 +24,10 @@ from vis_accel.token_pruning.trace import trace
 from vis_accel.vit_models.view import view
 
 STAGES = (1, 2)
-METHODS = {"dynamicvit": "dynamicvit(keep=0.6, stages=(1, 2), weights={!r})", "package": "package(keep=0.6, stages=(1, 2), selector='trained', weights={!r})"}
+METHODS = {
+    "dynamicvit": "dynamicvit(keep=0.6, stages=(1, 2), weights={!r})",
+    "package": "package(keep=0.6, stages=(1, 2), selector='trained', weights={!r})",
+}
 
 
 def recipe(method: str, path: str) -> str:
@@ -46,7 +49,9 @@ def test_masked_is_gathered(method: str, family: str, tmp_path: Path) -> None:
     """The token that is its own key keeps e^q.k; what is dropped counts for nobody, up to the 1e-6 that training adds."""
     model, pictures = tiny(family), images(4)
     path = selector_file(tmp_path, method, model, STAGES)
-    form = MaskedModel(copy.deepcopy(model), selectors(method, model, STAGES), kept_of(method, model, path), package=method == "package").eval()
+    form = MaskedModel(
+        copy.deepcopy(model), selectors(method, model, STAGES), kept_of(method, model, path), package=method == "package"
+    ).eval()
     trained = form(pictures)
     with accelerate(model, recipe(method, path)):
         dropped = model(pictures)
