@@ -1,4 +1,4 @@
-"""DynamicViT and the trained form of SPViT: what training masks is what inference drops, counts are kept, gradients reach the predictors."""
+"""DynamicViT and SPViT with trained selectors: what training masks is what inference drops, and gradients reach the selectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainings of dynamicvit, package, avit and adavit run through the trainer, change what they should, and write what their method takes."""
+"""Trainings of dynamicvit, package, avit and adavit: they change what they should, and write what their method takes."""
 
 from __future__ import annotations
 
