@@ -79,11 +79,27 @@ def addons() -> str:
         facts = _facts(path)
         before, after = facts.get("top1_before"), facts.get("top1")
         numbers = " | ".join("-" if value is None else f"{value:.2%}" for value in (before, after))
+        work = f"{facts['gmacs'] / facts['gmacs_before']:.0%}" if "gmacs" in facts else "-"
+        numbers = f"{numbers} | {work}"
         rows.append(f"| `{name}` | `{facts['method']}` | `{facts.get('recipe', '-')}` | {numbers} | {path.stat().st_size / 1e6:.2f} MB |")
     if not rows:
         return "None ship yet."
-    head = "| name | for the method | trained under | top-1 before | top-1 after | size |\n|---|---|---|---|---|---|\n"
-    return head + "\n".join(rows)
+    head = "| name | for the method | trained under | top-1 before | top-1 after | multiply-adds left | size |"
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
+
+
+def onnx() -> str:
+    """How often exported files agree with PyTorch."""
+    path = ROOT / "token_pruning/results/onnx.json"
+    if not path.exists():
+        return NOT_YET
+    facts = json.loads(path.read_text())
+    rows = []
+    for row in facts["rows"]:
+        batch, same = "any" if row["dynamic_batch"] else "fixed", f"{row['agreement']:.2%} of {row['n']}"
+        rows.append(f"| `{row['recipe']}` | {batch} | {same} | {row['difference']:.1e} |")
+    head = "| recipe | batch | same class | largest difference of a logit, relative |\n|---|---|---|---|\n"
+    return f"{facts['model']}, onnxruntime {facts['onnxruntime']}, float32.\n\n{head}" + "\n".join(rows)
 
 
 def long_run() -> str:
@@ -178,6 +194,6 @@ def _short(quantity: Quantity | None, factor: float = 1.0) -> str:
 
 
 FIGURES = {
-    "token-speed": token_speed, "token-accuracy": token_accuracy, "addons": addons, "long-run": long_run, "early-exit": early_exit,
-    "edge-survey": edge_survey, "edge-finetune": edge_finetune,
+    "token-speed": token_speed, "token-accuracy": token_accuracy, "token-onnx": onnx, "addons": addons, "long-run": long_run,
+    "early-exit": early_exit, "edge-survey": edge_survey, "edge-finetune": edge_finetune,
 }  # fmt: skip
