@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = ["draw_card", "save_strip"]
 
 _BLUE, _GREY, _INK = "#1f5fa8", "#8a8f98", "#22262b"
 _LARGEST = 256  # pixels: strips of larger images are kept at this height
+_TITLE = 120  # characters that fit above the picture
 
 
 def save_strip(images: Tensor, output: Path, label: str) -> Path:
@@ -48,7 +50,8 @@ def draw_card(card: Card, output: Path) -> Path:
 
     rows = card.rows
     figure = Figure(figsize=(12, max(3.6, 0.75 * len(rows) + 1.2)), dpi=120, layout="constrained")
-    figure.suptitle(card.title, fontsize=11, color=_INK, parse_math=False)  # a $ in a name is a $
+    title = textwrap.shorten(card.title, _TITLE, placeholder=" ...")  # the rows are named below it
+    figure.suptitle(title, fontsize=11, color=_INK, parse_math=False)  # a $ in a name is a $
     made = any(_strip_path(output, row.recipe).exists() for row in rows)
     if made or quality_axis(rows) or len(rows) == 1:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
