@@ -81,6 +81,16 @@ def test_a_script_of_a_workbench_imports_the_library_by_its_public_names() -> No
     assert [(path.name, name) for path in scripts for name in imported(path) if name.split(".")[0] in WORKBENCHES] == []
 
 
+@pytest.mark.parametrize("name", WORKBENCHES)
+def test_every_script_of_a_workbench_finds_what_it_imports(name: str) -> None:
+    """A module that had moved was still imported from its old place by a script that no test ran."""
+    scripts = sorted(str(path) for path in (ROOT / name).glob("*.py"))
+    program = "import runpy, sys\nsys.path.insert(0, sys.argv[1])\nfor path in sys.argv[2:]: runpy.run_path(path, run_name='imported')"
+    done = subprocess.run([sys.executable, "-c", program, str(ROOT / name), *scripts], capture_output=True, text=True, timeout=300)
+    assert scripts
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_wheel_has_one_top_level_name() -> None:
     options = PROJECT["tool"]["setuptools"]["packages"]["find"]
     found = find_packages(str(ROOT), include=options["include"])

@@ -7,6 +7,7 @@ One recipe is `vis-accel export --recipe ... --data DIR`. The files themselves a
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 from dataclasses import asdict
@@ -52,4 +53,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

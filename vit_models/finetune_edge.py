@@ -20,7 +20,7 @@ import timm
 import torch
 
 from vis_accel.finetuning import FinetuneOptions, finetune
-from vis_accel.finetuning.saved import load
+from vis_accel.zoo import load
 
 NETWORKS = {  # name: side of the images, epochs; chosen so that each takes less than three minutes on an idle core
     "mobilevit_xxs": (64, 2),
