@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vis_accel.clock import Clock
 from vis_accel.errors import NotApplicableError, UsageError
 from vis_accel.handle import Handle
 from vis_accel.method import Context, Method
@@ -35,7 +36,9 @@ def accelerate(target: Any, recipe: Recipe | Method | str) -> Handle:
         recipe = Recipe.parse(recipe)
     if not recipe.methods:
         raise UsageError("The recipe is empty: it would change nothing.", hint="vis-accel list shows the methods there are")
-    context = Context(recipe=recipe, view=_view(target))
+    found = _view(target)
+    run = Clock(target, lambda: found.noise) if hasattr(found, "install_scheduler") else None
+    context = Context(recipe=recipe, view=found, run=run)
     for method in recipe.methods:
         method.check_target(context.view)
     return Handle.compose(target, str(recipe), [lambda method=method: method.apply(target, context) for method in recipe.methods])  # type: ignore[misc]

@@ -50,7 +50,13 @@ class Touch(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """What `apply` knows besides the target: the whole recipe, a description of the target, and the run it belongs to."""
+    """What `apply` knows besides the target.
+
+    Attributes:
+        recipe: all of it.
+        view: the target, described: `pipelines.PipelineView` or `vit_models.view.ViTView`.
+        run: the `clock.Clock` of the recipe on a pipeline; None on a network.
+    """
 
     recipe: Recipe
     view: Any = None

@@ -27,6 +27,7 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from vis_accel.clock import Position
 from vis_accel.errors import UsageError
 from vis_accel.samplers import schedules
 from vis_accel.samplers.driver import plan
@@ -68,6 +69,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         self._first = 0  # knot at which the run starts
         self._one_step_call = False
         self._run: Push | None = None
+        self._plans = self._calls = 0
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
@@ -123,6 +125,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
 
     def _plan(self, knots: tuple[float, ...], device: str | torch.device | None) -> None:
         self.knots, self._first, self._run = knots, 0, None
+        self._plans, self._calls = self._plans + 1, 0
         self.requests = plan(self.solver, knots)
         self.order = 2 if len(self.requests) > len(knots) - 1 else 1
         self._refuse_cut_inside_a_step()
@@ -184,6 +187,10 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             raise UsageError(f"{self.solver.name} cannot start at call {begin_index}: that is inside a step.")
         self._first = knot
 
+    def position(self) -> Position:
+        """For the clock: which run this is, which of its calls is under way or comes next, and the noise levels of all."""
+        return Position(self._plans, self._first_request(self._first) + self._calls, self.requests)
+
     def _first_request(self, knot: int) -> int:
         if knot == 0 or self.order == 1:
             return knot
@@ -235,6 +242,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             solver = self.solver.resumed() if self._first else self.solver
             self._run = Push(solver, self.noise, self.knots[self._first :], sample)
         previous, denoised = self._run.advance(model_output, sample)
+        self._calls += 1
         if self._run.finished:
             self._run = None
         # PixArt takes the denoised image for the next sample when it is called with one step, and the recipe may have more.
