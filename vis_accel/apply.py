@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vis_accel.calibration import Calibration, exercise
 from vis_accel.clock import Clock
 from vis_accel.errors import NotApplicableError, UsageError
 from vis_accel.handle import Handle
@@ -13,7 +14,7 @@ from vis_accel.recipe import Recipe
 __all__ = ["accelerate"]
 
 
-def accelerate(target: Any, recipe: Recipe | Method | str) -> Handle:
+def accelerate(target: Any, recipe: Recipe | Method | str, *, calibration: Calibration | None = None) -> Handle:
     """Applies `recipe` to `target`, all of it or nothing.
 
         with accelerate(pipe, "dpm(steps=12)"):
@@ -22,6 +23,8 @@ def accelerate(target: Any, recipe: Recipe | Method | str) -> Handle:
     Args:
         target: a `diffusers.DiffusionPipeline`, or an image classifier of timm.
         recipe: a `Recipe`, its text, or one method.
+        calibration: what methods that look at a run of the target (int8) run it on: for a pipeline a `Job`, for a network a batch of its
+            inputs or several. A pipeline that takes no text, and a bundled classifier, need none.
 
     Returns:
         The handle of the whole recipe: a context manager; `remove()` leaves the target as it was, `suspend()` and `resume()` switch.
@@ -38,7 +41,7 @@ def accelerate(target: Any, recipe: Recipe | Method | str) -> Handle:
         raise UsageError("The recipe is empty: it would change nothing.", hint="vis-accel list shows the methods there are")
     found = _view(target)
     run = Clock(target, lambda: found.noise) if hasattr(found, "install_scheduler") else None
-    context = Context(recipe=recipe, view=found, run=run)
+    context = Context(recipe=recipe, view=found, run=run, exercise=exercise(target, found, calibration))
     for method in recipe.methods:
         method.check_target(context.view)
     return Handle.compose(target, str(recipe), [lambda method=method: method.apply(target, context) for method in recipe.methods])  # type: ignore[misc]

@@ -20,7 +20,7 @@ method has an exact text form, `str(method)`, an exact JSON form, and a hash.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_type_hints
@@ -56,11 +56,14 @@ class Context:
         recipe: all of it.
         view: the target, described: `pipelines.PipelineView` or `vit_models.view.ViTView`.
         run: the `clock.Clock` of the recipe on a pipeline; None on a network.
+        exercise: runs the target, with what is on it so far, on about as many images as it is given, for methods that look at such
+            a run; raises UsageError if there is nothing to run it on.
     """
 
     recipe: Recipe
     view: Any = None
     run: Any = None
+    exercise: Callable[[int], None] | None = None
 
 
 class Bounds(NamedTuple):

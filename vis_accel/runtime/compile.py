@@ -1,8 +1,11 @@
-"""Compile: the network is translated to fused kernels by torch.compile; the computation stays the same up to rounding.
+"""Compile: the network is translated to fused kernels; the computation stays the same up to rounding.
 
 Source   Ansel et al. 2024, "PyTorch 2: Faster Machine Learning Through Dynamic Python Bytecode Transformation and Graph Compilation",
-         ASPLOS 2024 (no arXiv number); backend Inductor.
-Cost     20 to 60 seconds a graph at the first call of each batch shape; whether that is ever won back is in the record's first call.
+         ASPLOS 2024 (no arXiv number).
+inductor torch.compile: 20 to 60 seconds a graph at the first call of each batch shape; on a CPU it needs a C++ compiler.
+openvino OpenVINO's own kernels, CPU only, an extra to install: a few seconds a graph. See openvino.py. Integers and bfloat16 that other
+         methods of the recipe ask for are its own then.
+Cost     the first call of each batch shape; whether that is ever won back is in the record's first call.
 Applied  last of all, so that it sees what every other method changed. A network is recompiled for each new shape (dynamic=False).
 Cache    each handle compiles under a code object of its own: several recipes on one model do not push each other's graphs out, and their
          number is not limited by dynamo's limit for one function.
@@ -14,13 +17,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from vis_accel.errors import MissingDependencyError, NotApplicableError
 from vis_accel.handle import Handle
-from vis_accel.method import Context, Exactness, Family, Method, Touch
+from vis_accel.method import Context, Exactness, Family, Method, Touch, option
+from vis_accel.runtime.openvino import OpenVinoForward, check_installed
 
 __all__ = ["Compile"]
 
@@ -49,17 +53,28 @@ class Compile(Method):
     touches: ClassVar[tuple[Touch, ...]] = (Touch("forward", "wraps"),)
     needs: ClassVar[frozenset[str]] = frozenset({"static forward"})  # one graph, the same for every image
 
+    backend: Literal["inductor", "openvino"] = option("inductor", "who makes the kernels")
+
     def check_target(self, view: Any) -> None:
         network = _network(view)
-        if next(network.parameters()).device.type == "cpu" and find_compiler() is None:
+        device = next(network.parameters()).device.type
+        if self.backend == "openvino":
+            check_installed()
+            if device != "cpu":
+                raise NotApplicableError(f"{self} is for the CPU; the network is on {device}.", hint="compile")
+        elif device == "cpu" and find_compiler() is None:
             raise MissingDependencyError(
-                "compile needs a C++ compiler on a CPU, and none was found.", hint="apt install g++, or leave compile out"
+                "compile needs a C++ compiler on a CPU, and none was found.", hint="apt install g++, or compile(backend='openvino')"
             )
 
     def apply(self, target: Any, context: Context) -> Handle:
         """Swaps the network's forward for the compiled one; the first call compiles."""
         network = _network(context.view)
-        compiled = torch.compile(own_code(network.forward), dynamic=False)
+        if self.backend == "openvino":
+            low = any(getattr(method, "computes_in", None) == torch.bfloat16 for method in context.recipe.methods)
+            compiled: Any = OpenVinoForward(network, network.forward, "bf16" if low else "f32")
+        else:
+            compiled = torch.compile(own_code(network.forward), dynamic=False)
         with Handle.building(target, str(self)) as handle:
             handle.swap_forward(network, compiled)
         return handle

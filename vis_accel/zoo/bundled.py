@@ -11,6 +11,7 @@ The hashes are checked at every load: safetensors has no checksum, so a flipped 
 from __future__ import annotations
 
 import hashlib
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,7 +20,7 @@ from vis_accel.errors import ModelError, UnknownNameError, shown
 from vis_accel.files import write_atomic
 from vis_accel.strict_json import dumps, loads, read_form
 
-__all__ = ["CARD", "FOLDER", "MODELS", "Bundled", "ModelCard", "describe", "folder", "read_card", "seal", "verify"]
+__all__ = ["CARD", "FOLDER", "MODELS", "Bundled", "ModelCard", "describe", "folder", "name_of", "read_card", "remember", "seal", "verify"]
 
 Kind = Literal["pipeline", "classifier", "features"]
 
@@ -27,6 +28,7 @@ CARD = "card.json"
 FOLDER = Path(__file__).parent / "models"
 _WEIGHTS = (".safetensors",)
 _CARD_CHARS = 2**20
+_loaded: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
 class Bundled(NamedTuple):
@@ -84,6 +86,16 @@ class ModelCard:
     def weights(self) -> dict[str, str]:
         """Path -> sha256 of the weight files alone."""
         return {path: digest for path, digest in self.files.items() if path.endswith(_WEIGHTS)}
+
+
+def remember(model: Any, name: str) -> None:
+    """Notes that the object `model` was loaded as the bundled model `name`."""
+    _loaded[model] = name
+
+
+def name_of(model: Any) -> str | None:
+    """Which bundled model this object is; None if it is none, or a copy."""
+    return _loaded.get(model)
 
 
 def describe(name: str) -> ModelCard:

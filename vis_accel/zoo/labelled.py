@@ -2,6 +2,7 @@
 
     DIR/test/CLASS/*, DIR/val/CLASS/* or DIR/CLASS/*        class names in alphabetical order are labels 0, 1, 2 ...
     models/NAME/images.safetensors                          the original JPEG files one after another, their ends, their labels
+    models/NAME/calibration.safetensors                     likewise, of the training images that were set aside: to calibrate on
 
 Images are taken by turns: the first of each class by name, then the second of each, so that the first n are spread evenly over the
 classes, whatever n is. They are prepared by timm's own evaluation transform for the network, to 8-bit tensors.
@@ -24,9 +25,10 @@ from vis_accel.errors import DataError, UsageError, shown
 from vis_accel.files import write_atomic
 from vis_accel.zoo import bundled
 
-__all__ = ["BUNDLED_IMAGES", "ImageSet", "Preparation", "Prepared", "bundled_images", "folder_images", "pack"]
+__all__ = ["BUNDLED_IMAGES", "CALIBRATION_IMAGES", "ImageSet", "Preparation", "Prepared", "bundled_images", "folder_images", "pack"]
 
 BUNDLED_IMAGES = "images.safetensors"
+CALIBRATION_IMAGES = "calibration.safetensors"
 _SPLITS = ("test", "val", "validation")
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -108,13 +110,13 @@ def folder_images(folder: Path, classes: int, names: Sequence[str] = ()) -> Imag
     )
 
 
-def bundled_images(model: str) -> ImageSet | None:
-    """The images that ship with a bundled model; None if none do.
+def bundled_images(model: str, file: str = BUNDLED_IMAGES) -> ImageSet | None:
+    """The images that ship with a bundled model, to measure it on or to calibrate on; None if none do.
 
     Raises:
         ModelError: the file is damaged.
     """
-    if model not in bundled.MODELS or not (path := bundled.folder(model) / BUNDLED_IMAGES).is_file():
+    if model not in bundled.MODELS or not (path := bundled.folder(model) / file).is_file():
         return None
     from safetensors.torch import load_file
 

@@ -68,7 +68,9 @@ def load(
         return build.pipeline(fetch(place, revision=revision, allow_pickle=allow_pickle), allow_pickle=allow_pickle, **options)
     if kind == "folder":
         return build.folder(Path(place), allow_pickle=allow_pickle, **options)
-    return build.bundled_model(name, **options)
+    model = build.bundled_model(name, **options)
+    bundled.remember(model, name)
+    return model
 
 
 def _resolve(name: str) -> tuple[str, str]:

@@ -1,0 +1,1 @@
+"""Precision: the same network in fewer bits."""

@@ -1,0 +1,195 @@
+"""Int8: Linear and Conv2d in 8-bit whole numbers, weights and activations (W8A8), on integer kernels that are really faster.
+
+Paper    Jacob et al. 2018, arXiv:1712.05877, sec. 2: x ~ s (q - z). Weights symmetric, a scale for each output channel; activations
+         unsigned with one scale and zero point. Ranges cover all that was seen, or (clip) less: see rounding.py.
+static   scales from a calibration run of this very recipe: for a pipeline a few images of its own, for a network the images given.
+dynamic  Linear: a scale for each row of each call; Conv2d: one a call. No calibration, one more pass over the activations.
+Kernels  oneDNN's for uint8 x int8; in a graph traced for another runtime (OpenVINO, ONNX) the same numbers as FakeQuantize, from which
+         that runtime makes its own integer kernels. On CUDA, Linear alone, dynamic, by torch._int_mm.
+Float    a layer stays as it is if it is the first or the last, if its shape does not suit the kernels, or if a probe on this machine shows
+         no gain (`probe`). What surrounds the layers (norms, softmax, attention's products, residual sums) is never rounded.
+Cost     the weights a second time in a quarter of their size, unless keep_original=False frees the first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vis_accel.errors import ConflictError, NoEffectError, NotApplicableError, UsageError
+from vis_accel.handle import Handle
+from vis_accel.method import Context, Exactness, Family, Method, Touch, option
+from vis_accel.precision import kernels
+from vis_accel.precision.layers import FEWEST_ROWS, Layer, candidates, float_layer, leaves_python, network_of, produced, reason_against
+from vis_accel.precision.observe import Seen, observed
+from vis_accel.precision.probe import slower
+from vis_accel.precision.rounding import Range, best_scales, channel_scales, fake_weight, levels, round_activation, round_weight
+
+__all__ = ["Int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8(Method):
+    """8-bit weights and activations in the denoiser of a pipeline, or in a vision model.
+
+    Attributes:
+        activations: where their scales come from.
+        clip: whether ranges are shrunk to what loses least; else they cover all that was seen.
+        images: generated for the calibration of a pipeline.
+        probe: whether each layer is timed in both forms, and kept in float where integers are no faster.
+        keep_original: False frees the float weights; the method can then not be removed.
+    """
+
+    name: ClassVar[str] = "int8"
+    family: ClassVar[Family] = "precision"
+    exactness: ClassVar[Exactness] = "approximate"
+    touches: ClassVar[tuple[Touch, ...]] = (Touch("matrix products", "replaces"),)
+
+    activations: Literal["static", "dynamic"] = option("static", "where the scales of activations come from")
+    clip: bool = option(False, "whether ranges are shrunk to what loses least")
+    images: int = option(32, "the number of images a pipeline is calibrated on", low=1)
+    probe: bool = option(True, "whether layers that integers do not speed up stay in float")
+    keep_original: bool = option(True, "whether the float weights are kept, so that the method can be removed")
+
+    def check_target(self, view: Any) -> None:
+        network = network_of(self, view)
+        if any(hasattr(vars(module).get("forward"), "bits") for module in network.modules()):
+            raise ConflictError(f"{self.name}: this network is quantized already.", hint="remove the other recipe first")
+        device = next(network.parameters()).device.type
+        problem = kernels.supported() if device == "cpu" else None if device == "cuda" else f"there are no integer kernels on {device}"
+        if problem is None and device == "cuda" and self.activations == "static":
+            problem = "on CUDA the integer kernels scale each row of activations"
+        if problem:
+            raise NotApplicableError(
+                f"{self.name} cannot run here: {problem}.",
+                hint="int8(activations='dynamic')" if device == "cuda" else "bf16, or compile",
+            )
+
+    def apply(self, target: Any, context: Context) -> Handle:
+        """Calibrates, packs the weights, and puts integer layers in the place of the float ones."""
+        network, kept = network_of(self, context.view), dict[str, str]()
+        layers = list(candidates(network))
+        seen = self._calibrated(target, layers, context) if self.activations == "static" else {}
+        kept |= {layer.name: "never called" for layer in layers if seen and layer not in seen}
+        chosen = self._chosen(list(seen) if seen else layers, kept)
+        if not chosen:
+            reasons = "; ".join(f"{count} {why}" for why, count in Counter(kept.values()).items())
+            raise NoEffectError(f"{self.name} found no layer it could take in {type(network).__name__}: {reasons or 'it has none'}.")
+        with Handle.building(target, str(self), keep_original=self.keep_original) as handle:
+            for layer in chosen:
+                self._replace(handle, layer, seen.get(layer))
+            handle.reports(lambda: {self.name: _summary(chosen, kept)})
+        return handle
+
+    def _calibrated(self, target: Any, layers: list[Layer], context: Context) -> dict[Layer, Seen]:
+        """What every layer was given in a run of the recipe."""
+        exercise = context.exercise
+        if exercise is None:
+            raise UsageError(f"{self.name} takes the scales of activations from a run of the target; apply it by accelerate().")
+        if context.run is None:
+            with observed(layers, lambda: 0) as seen:
+                exercise(self.images)
+            return seen
+        with Handle.building(target, "calibration") as watching, observed(layers, lambda: context.run.now().index) as seen:
+            context.run.watch(watching)
+            exercise(self.images)
+        watching.remove()
+        return seen
+
+    def _chosen(self, layers: list[Layer], kept: dict[str, str]) -> list[Layer]:
+        """The layers integers take, of those in the order of a run (or of the network); the others enter `kept` with the reason."""
+        first = next((layer for layer in layers if layer.few_rows is False), layers[0]) if layers else None
+        chosen = list[Layer]()
+        for layer in layers:
+            reason = "first layer" if layer is first else "last layer" if layer is layers[-1] else reason_against(layer)
+            if reason is None and self.probe and layer.shape and slower(layer):
+                reason = "no faster in integers here"
+            if reason is None:
+                chosen.append(layer)
+            else:
+                kept[layer.name] = reason
+        return chosen
+
+    def _replace(self, handle: Handle, layer: Layer, seen: Seen | None) -> None:
+        module = layer.module
+        scales = best_scales(module.weight) if self.clip else channel_scales(module.weight)
+        if seen is not None:
+            forward: Callable[[Tensor], Tensor] = _static(handle, module, scales, seen.range(8, self.clip))
+        else:
+            forward = _by_rows(module, scales) if isinstance(module, nn.Linear) else _by_calls(handle, module, scales)
+        forward.bits = (8, 8)  # type: ignore[attr-defined]  # weights, activations: a layer is not rounded twice
+        handle.swap_forward(module, forward)
+        if not self.keep_original:
+            empty = nn.Parameter(module.weight.new_empty(0), requires_grad=False)  # others ask a weight for its dtype and device
+            handle.swap_item(module._parameters, "weight", empty)
+
+
+def _static(handle: Handle, module: nn.Linear | nn.Conv2d, scales: Tensor, found: Range) -> Callable[[Tensor], Tensor]:
+    """The layer with one scale for all its activations."""
+    whole = round_weight(module.weight, scales)
+    packed = kernels.pack(module, whole, scales)
+    handle.at_end(packed.free)
+    scale, zero = torch.tensor(found.scale), torch.tensor(found.zero, dtype=torch.int32)
+
+    def forward(x: Tensor) -> Tensor:
+        if leaves_python():
+            rounded = torch.fake_quantize_per_tensor_affine(x, found.scale, found.zero, 0, levels(8))
+            return float_layer(module, rounded, traced_weight(whole, scales))
+        return packed(round_activation(x, scale, zero).to(torch.uint8), scale, zero, produced(x))
+
+    return forward
+
+
+def _by_rows(module: nn.Linear, scales: Tensor) -> Callable[[Tensor], Tensor]:
+    """A Linear with a scale for each row of each call; activations symmetric, in -127 .. 127."""
+    whole = round_weight(module.weight, scales)
+    columns, weight = whole.t(), fake_weight(module.weight, scales).detach()
+
+    def forward(x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if leaves_python() or len(rows) <= FEWEST_ROWS * len(x):
+            return float_layer(module, x, weight.to(x.dtype))
+        scale = rows.float().abs().amax(1, keepdim=True).div(127).clamp_min(torch.finfo(torch.float32).tiny)
+        sums = torch._int_mm(rows.float().div(scale).round_().to(torch.int8), columns)
+        found = sums.float() * scale * scales
+        found = found if module.bias is None else found + module.bias
+        return found.to(produced(x)).reshape(*x.shape[:-1], -1)
+
+    return forward
+
+
+def _by_calls(handle: Handle, module: nn.Conv2d, scales: Tensor) -> Callable[[Tensor], Tensor]:
+    """A Conv2d with one scale for all activations of a call."""
+    whole = round_weight(module.weight, scales)
+    packed = kernels.pack(module, whole, scales)
+    handle.at_end(packed.free)
+
+    def forward(x: Tensor) -> Tensor:
+        if leaves_python():
+            return float_layer(module, x, traced_weight(whole, scales).to(x.dtype))
+        low, high = (end.float() for end in torch.aminmax(x))
+        low, high = low.clamp_max(0), high.clamp_min(0)
+        scale = ((high - low) / levels(8)).clamp_min(torch.finfo(torch.float32).tiny * 2**20)
+        zero = (-low / scale).round().to(torch.int32)
+        return packed(round_activation(x, scale, zero).to(torch.uint8), scale, zero, produced(x))
+
+    return forward
+
+
+def traced_weight(whole: Tensor, scales: Tensor) -> Tensor:
+    """Whole-number weights as a graph for another runtime must show them: float values behind a FakeQuantize of their own scales."""
+    values = whole.float() * scales.reshape(-1, *[1] * (whole.ndim - 1))
+    zeros = torch.zeros(len(scales), dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(values, scales, zeros, 0, -127, 127)
+
+
+def _summary(chosen: list[Layer], kept: dict[str, str]) -> str:
+    kinds = Counter("conv_int8" if isinstance(layer.module, nn.Conv2d) else "linear_int8" for layer in chosen)
+    parts = [f"{len(chosen)} of {len(chosen) + len(kept)} layers in integers ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"]
+    parts += [f"{count} in float: {reason}" for reason, count in Counter(kept.values()).items()]
+    return "; ".join(parts)
