@@ -3,7 +3,7 @@
     python eval/bundle_images.py --data DIR         DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg
 
 images.safetensors       the first 50 test images of each class by name, so that `vis-accel bench --model cifar10-vit` has a score
-calibration.safetensors  the last 10 training images of each class, of the 500 that no training has seen: the scales of `int8` come from them
+calibration.safetensors  the last 10 training images of each class, of the 500 that no training has seen: for the scales of `int8`
 
 The files are taken as they are: no pixel is changed.
 """

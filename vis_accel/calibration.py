@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vis_accel.errors import UsageError
-from vis_accel.generation import Job, generate
+from vis_accel.generation import Job, default_steps, generate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,7 @@ Calibration: TypeAlias = "Job | Tensor | Sequence[Tensor]"
 
 FAR = 10_000_000  # added to the seed of a job: images that are measured begin at 0
 BATCH = 32
+STEPS = 50  # at most, where nobody says how many: enough to meet every noise level
 
 
 def exercise(target: Any, view: Any, given: Calibration | None) -> Callable[[int], None]:
@@ -56,11 +57,12 @@ def _guessed(pipeline: Any) -> Job:
     if "prompt" in takes:
         kind = type(pipeline).__name__
         raise UsageError(f"A {kind} is calibrated on images of prompts, and none were given.", hint="calibration=Job(prompts=(...,))")
+    steps = min(default_steps(pipeline) or STEPS, STEPS)
     if "class_labels" not in takes:
-        return Job()
+        return Job(steps=steps)
     known = getattr(pipeline, "labels", None)
     labels = sorted(set(known.values())) if known else range(pipeline.transformer.config.num_embeds_ada_norm)
-    return Job(class_labels=tuple(labels))
+    return Job(class_labels=tuple(labels), steps=steps)
 
 
 def _look(network: Any, given: Tensor | Sequence[Tensor], count: int) -> None:

@@ -88,6 +88,12 @@ class PipelineView:
         network: nn.Module = getattr(self.pipeline, self.traits.denoiser)
         return network
 
+    @property
+    def decoder(self) -> nn.Module | None:
+        """The network that makes pixels of latents, if the pipeline works on latents."""
+        found = getattr(getattr(self.pipeline, "vae", None), "decoder", None) if self.traits.latent else None
+        return found if isinstance(found, nn.Module) else None
+
     @cached_property
     def noise(self) -> NoiseModel:
         """Noise of the network, from the scheduler it was shipped with.

@@ -19,15 +19,16 @@ from torch.utils._pytree import tree_map
 
 from vis_accel.errors import NoEffectError, NotApplicableError
 from vis_accel.handle import Handle
-from vis_accel.method import Context, Exactness, Family, Method, Touch
-from vis_accel.precision.layers import candidates, float_layer, leaves_python, network_of
+from vis_accel.method import Context, Exactness, Family, Method, Touch, option
+from vis_accel.networks import networks_of
+from vis_accel.precision.layers import candidates, float_layer, leaves_python
 
 __all__ = ["Bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bf16(Method):
-    """The denoiser of a pipeline, or a vision model, in bfloat16."""
+    """The denoiser of a pipeline and its decoder, or a vision model, in bfloat16."""
 
     name: ClassVar[str] = "bf16"
     family: ClassVar[Family] = "precision"
@@ -35,24 +36,26 @@ class Bf16(Method):
     touches: ClassVar[tuple[Touch, ...]] = (Touch("forward", "wraps"),)
     computes_in: ClassVar[torch.dtype] = torch.bfloat16
 
+    vae: bool = option(True, "whether a pipeline's decoder is among what is changed")
+
     def check_target(self, view: Any) -> None:
-        device = next(network_of(self, view).parameters()).device.type
+        device = next(networks_of(self, view, vae=False)[0].parameters()).device.type
         if device == "cpu" and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
             raise NotApplicableError(
                 f"{self.name}: this processor has no bfloat16 arithmetic; it would be slower.", hint="int8, or compile"
             )
 
     def apply(self, target: Any, context: Context) -> Handle:
-        """Converts the weights, and runs the network under autocast."""
-        network = network_of(self, context.view)
-        layers = list(candidates(network))
-        if not layers or next(network.parameters()).dtype == torch.bfloat16:
-            reason = "has no Linear or Conv2d" if not layers else "is in bfloat16 already"
-            raise NoEffectError(f"{self.name} would change nothing: the {type(network).__name__} {reason}.")
+        """Converts the weights, and runs the networks under autocast."""
+        networks = networks_of(self, context.view, vae=self.vae)
+        device, dtype = next(networks[0].parameters()).device.type, next(networks[0].parameters()).dtype
+        if dtype == torch.bfloat16:
+            raise NoEffectError(f"{self.name} would change nothing: the {type(networks[0]).__name__} is in bfloat16 already.")
         with Handle.building(target, str(self)) as handle:
-            for layer in layers:
-                handle.swap_forward(layer.module, _converted(layer.module))
-            handle.swap_forward(network, _under_autocast(network.forward, next(network.parameters()).device.type))
+            for network in networks:
+                for layer in candidates(network):
+                    handle.swap_forward(layer.module, _converted(layer.module))
+                handle.swap_forward(network, _under_autocast(network.forward, device))
         return handle
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from vis_accel.errors import NoEffectError
 from vis_accel.handle import Handle
-from vis_accel.method import Context, Exactness, Family, Method, Touch
-from vis_accel.precision.layers import network_of
+from vis_accel.method import Context, Exactness, Family, Method, Touch, option
+from vis_accel.networks import networks_of
 
 __all__ = ["ChannelsLast"]
 
@@ -29,19 +29,22 @@ class ChannelsLast(Method):
     exactness: ClassVar[Exactness] = "equivalent"
     touches: ClassVar[tuple[Touch, ...]] = (Touch("memory layout", "replaces"),)
 
+    vae: bool = option(True, "whether a pipeline's decoder is among what is changed")
+
     def check_target(self, view: Any) -> None:
-        network_of(self, view)
+        networks_of(self, view, vae=self.vae)
 
     def apply(self, target: Any, context: Context) -> Handle:
         """Reorders the weights; raises NoEffectError for a network without convolutions over an area."""
-        network = network_of(self, context.view)
-        found = [module for module in network.modules() if isinstance(module, nn.Conv2d) and module.weight.shape[1] > 1]
+        networks = networks_of(self, context.view, vae=self.vae)
+        found = [module for network in networks for module in network.modules() if isinstance(module, nn.Conv2d)]
         if not found:
-            raise NoEffectError(f"{self.name} would change nothing: {type(network).__name__} has no convolution.")
+            raise NoEffectError(f"{self.name} would change nothing: {type(networks[0]).__name__} has no convolution.")
         with Handle.building(target, str(self)) as handle:
             for module in found:
                 handle.swap_item(module._parameters, "weight", _reordered(module.weight))
-            handle.add_hook(lambda: network.register_forward_pre_hook(_incoming, with_kwargs=True))
+            for network in networks:
+                handle.add_hook(lambda network=network: network.register_forward_pre_hook(_incoming, with_kwargs=True))  # type: ignore[misc]
         return handle
 
 

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from vis_accel.errors import ConflictError, NoEffectError, NotApplicableError, UsageError
 from vis_accel.handle import Handle
 from vis_accel.method import Context, Exactness, Family, Method, Touch, option
+from vis_accel.networks import networks_of
 from vis_accel.precision import kernels
-from vis_accel.precision.layers import FEWEST_ROWS, Layer, candidates, float_layer, leaves_python, network_of, produced, reason_against
+from vis_accel.precision.layers import Layer, candidates, float_layer, leaves_python, produced, reason_against
 from vis_accel.precision.observe import Seen, observed
 from vis_accel.precision.probe import slower
-from vis_accel.precision.rounding import Range, best_scales, channel_scales, fake_weight, levels, round_activation, round_weight
+from vis_accel.precision.rounding import Range, best_scales, channel_scales, levels, round_activation, round_weight
 
 __all__ = ["Int8"]
 
@@ -40,6 +41,7 @@ class Int8(Method):
     Attributes:
         activations: where their scales come from.
         clip: whether ranges are shrunk to what loses least; else they cover all that was seen.
+        vae: whether a pipeline's decoder is rounded too.
         images: generated for the calibration of a pipeline.
         probe: whether each layer is timed in both forms, and kept in float where integers are no faster.
         keep_original: False frees the float weights; the method can then not be removed.
@@ -52,15 +54,16 @@ class Int8(Method):
 
     activations: Literal["static", "dynamic"] = option("static", "where the scales of activations come from")
     clip: bool = option(False, "whether ranges are shrunk to what loses least")
+    vae: bool = option(True, "whether a pipeline's decoder is among what is rounded")
     images: int = option(32, "the number of images a pipeline is calibrated on", low=1)
     probe: bool = option(True, "whether layers that integers do not speed up stay in float")
     keep_original: bool = option(True, "whether the float weights are kept, so that the method can be removed")
 
     def check_target(self, view: Any) -> None:
-        network = network_of(self, view)
-        if any(hasattr(vars(module).get("forward"), "bits") for module in network.modules()):
+        networks = networks_of(self, view, vae=self.vae)
+        if any(hasattr(vars(module).get("forward"), "bits") for network in networks for module in network.modules()):
             raise ConflictError(f"{self.name}: this network is quantized already.", hint="remove the other recipe first")
-        device = next(network.parameters()).device.type
+        device = next(networks[0].parameters()).device.type
         problem = kernels.supported() if device == "cpu" else None if device == "cuda" else f"there are no integer kernels on {device}"
         if problem is None and device == "cuda" and self.activations == "static":
             problem = "on CUDA the integer kernels scale each row of activations"
@@ -72,38 +75,34 @@ class Int8(Method):
 
     def apply(self, target: Any, context: Context) -> Handle:
         """Calibrates, packs the weights, and puts integer layers in the place of the float ones."""
-        network, kept = network_of(self, context.view), dict[str, str]()
-        layers = list(candidates(network))
-        seen = self._calibrated(target, layers, context) if self.activations == "static" else {}
-        kept |= {layer.name: "never called" for layer in layers if seen and layer not in seen}
-        chosen = self._chosen(list(seen) if seen else layers, kept)
+        networks, kept = networks_of(self, context.view, vae=self.vae), dict[Layer, str]()
+        found = [list(candidates(network)) for network in networks]
+        seen = self._calibrated(target, found, context) if self.activations == "static" else {}
+        if seen:
+            kept |= {layer: "never called" for layers in found for layer in layers if layer not in seen}
+            found = [[layer for layer in seen if layer in layers] for layers in found]  # in the order of the run
+        chosen = [layer for layers in found for layer in self._chosen(layers, kept)]
         if not chosen:
-            reasons = "; ".join(f"{count} {why}" for why, count in Counter(kept.values()).items())
-            raise NoEffectError(f"{self.name} found no layer it could take in {type(network).__name__}: {reasons or 'it has none'}.")
+            kind, reasons = type(networks[0]).__name__, "; ".join(f"{count} {why}" for why, count in Counter(kept.values()).items())
+            raise NoEffectError(f"{self.name} found no layer it could take in {kind}: {reasons or 'it has none'}.")
         with Handle.building(target, str(self), keep_original=self.keep_original) as handle:
             for layer in chosen:
                 self._replace(handle, layer, seen.get(layer))
             handle.reports(lambda: {self.name: _summary(chosen, kept)})
         return handle
 
-    def _calibrated(self, target: Any, layers: list[Layer], context: Context) -> dict[Layer, Seen]:
-        """What every layer was given in a run of the recipe."""
+    def _calibrated(self, target: Any, found: list[list[Layer]], context: Context) -> dict[Layer, Seen]:
+        """What every layer was given in a run of the recipe, in the order of the first calls."""
         exercise = context.exercise
         if exercise is None:
             raise UsageError(f"{self.name} takes the scales of activations from a run of the target; apply it by accelerate().")
-        if context.run is None:
-            with observed(layers, lambda: 0) as seen:
-                exercise(self.images)
-            return seen
-        with Handle.building(target, "calibration") as watching, observed(layers, lambda: context.run.now().index) as seen:
-            context.run.watch(watching)
+        with observed([layer for layers in found for layer in layers]) as seen:
             exercise(self.images)
-        watching.remove()
         return seen
 
-    def _chosen(self, layers: list[Layer], kept: dict[str, str]) -> list[Layer]:
-        """The layers integers take, of those in the order of a run (or of the network); the others enter `kept` with the reason."""
-        first = next((layer for layer in layers if layer.few_rows is False), layers[0]) if layers else None
+    def _chosen(self, layers: list[Layer], kept: dict[Layer, str]) -> list[Layer]:
+        """The layers of one network that integers take, given in the order of a run; the others enter `kept` with the reason."""
+        first = next((layer for layer in layers if not layer.few_rows), None)
         chosen = list[Layer]()
         for layer in layers:
             reason = "first layer" if layer is first else "last layer" if layer is layers[-1] else reason_against(layer)
@@ -112,7 +111,7 @@ class Int8(Method):
             if reason is None:
                 chosen.append(layer)
             else:
-                kept[layer.name] = reason
+                kept[layer] = reason
         return chosen
 
     def _replace(self, handle: Handle, layer: Layer, seen: Seen | None) -> None:
@@ -148,12 +147,11 @@ def _static(handle: Handle, module: nn.Linear | nn.Conv2d, scales: Tensor, found
 def _by_rows(module: nn.Linear, scales: Tensor) -> Callable[[Tensor], Tensor]:
     """A Linear with a scale for each row of each call; activations symmetric, in -127 .. 127."""
     whole = round_weight(module.weight, scales)
-    columns, weight = whole.t(), fake_weight(module.weight, scales).detach()
+    columns = whole.t()
 
     def forward(x: Tensor) -> Tensor:
+        _refuse_tracing()
         rows = x.reshape(-1, x.shape[-1])
-        if leaves_python() or len(rows) <= FEWEST_ROWS * len(x):
-            return float_layer(module, x, weight.to(x.dtype))
         scale = rows.float().abs().amax(1, keepdim=True).div(127).clamp_min(torch.finfo(torch.float32).tiny)
         sums = torch._int_mm(rows.float().div(scale).round_().to(torch.int8), columns)
         found = sums.float() * scale * scales
@@ -170,8 +168,7 @@ def _by_calls(handle: Handle, module: nn.Conv2d, scales: Tensor) -> Callable[[Te
     handle.at_end(packed.free)
 
     def forward(x: Tensor) -> Tensor:
-        if leaves_python():
-            return float_layer(module, x, traced_weight(whole, scales).to(x.dtype))
+        _refuse_tracing()
         low, high = (end.float() for end in torch.aminmax(x))
         low, high = low.clamp_max(0), high.clamp_min(0)
         scale = ((high - low) / levels(8)).clamp_min(torch.finfo(torch.float32).tiny * 2**20)
@@ -181,14 +178,19 @@ def _by_calls(handle: Handle, module: nn.Conv2d, scales: Tensor) -> Callable[[Te
     return forward
 
 
+def _refuse_tracing() -> None:
+    if leaves_python():
+        raise UsageError("Scales found at every call cannot be part of a graph for another runtime.", hint="int8, whose scales are fixed")
+
+
 def traced_weight(whole: Tensor, scales: Tensor) -> Tensor:
     """Whole-number weights as a graph for another runtime must show them: float values behind a FakeQuantize of their own scales."""
     values = whole.float() * scales.reshape(-1, *[1] * (whole.ndim - 1))
-    zeros = torch.zeros(len(scales), dtype=torch.int32)
+    zeros = torch.zeros(scales.shape[0], dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(values, scales, zeros, 0, -127, 127)
 
 
-def _summary(chosen: list[Layer], kept: dict[str, str]) -> str:
+def _summary(chosen: list[Layer], kept: dict[Layer, str]) -> str:
     kinds = Counter("conv_int8" if isinstance(layer.module, nn.Conv2d) else "linear_int8" for layer in chosen)
     parts = [f"{len(chosen)} of {len(chosen) + len(kept)} layers in integers ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"]
     parts += [f"{count} in float: {reason}" for reason, count in Counter(kept.values()).items()]

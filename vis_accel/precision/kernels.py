@@ -118,15 +118,15 @@ def _conv(x: Tensor, scale: Tensor, zero: Tensor, layer: int, shape: list[int], 
     return cast("Tensor", found)
 
 
-_library.impl("linear_int8", _linear, "CPU")
-_library.impl("conv_int8", _conv, "CPU")
-
-
-@torch.library.register_fake("vis_accel::linear_int8", lib=_library)
-def _(x: Tensor, scale: Tensor, zero: Tensor, layer: int, out: int, dtype: torch.dtype) -> Tensor:
+def _linear_shape(x: Tensor, scale: Tensor, zero: Tensor, layer: int, out: int, dtype: torch.dtype) -> Tensor:
     return x.new_empty((*x.shape[:-1], out), dtype=dtype)
 
 
-@torch.library.register_fake("vis_accel::conv_int8", lib=_library)
-def _(x: Tensor, scale: Tensor, zero: Tensor, layer: int, shape: list[int], dtype: torch.dtype) -> Tensor:
+def _conv_shape(x: Tensor, scale: Tensor, zero: Tensor, layer: int, shape: list[int], dtype: torch.dtype) -> Tensor:
     return x.new_empty(shape, dtype=dtype).to(memory_format=torch.channels_last)
+
+
+_library.impl("linear_int8", _linear, "CPU")
+_library.impl("conv_int8", _conv, "CPU")
+torch.library.register_fake("vis_accel::linear_int8", _linear_shape, lib=_library)
+torch.library.register_fake("vis_accel::conv_int8", _conv_shape, lib=_library)

@@ -10,16 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vis_accel.errors import NotApplicableError
-from vis_accel.method import Method
-
-__all__ = ["Layer", "candidates", "float_layer", "leaves_python", "network_of", "produced", "reason_against"]
+__all__ = ["Layer", "candidates", "float_layer", "leaves_python", "produced", "reason_against"]
 
 NARROWEST = 16  # channels in or out: below, a kernel's tiles stay half empty
 FEWEST_ROWS = 4  # rows an image: below, a layer is a matrix times a few vectors
@@ -65,14 +62,6 @@ class Layer:
         return self.rows * self.module.weight.numel()
 
 
-def network_of(method: Method, view: Any) -> nn.Module:
-    """The network whose layers a method of precision is for."""
-    network = getattr(view, "denoiser", None) or getattr(view, "model", None)
-    if network is None:
-        raise NotApplicableError(f"{method.name} is for a pipeline's denoiser or a vision model.")
-    return cast("nn.Module", network)
-
-
 def candidates(network: nn.Module) -> Iterator[Layer]:
     """Every Linear and Conv2d, in the order of the network."""
     for name, module in network.named_modules():
@@ -109,9 +98,9 @@ def float_layer(module: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor, bias: 
     bias = module.bias if bias is None else bias
     if isinstance(module, nn.Linear):
         return F.linear(x, weight, bias)
-    return module._conv_forward(x, weight, bias)  # which knows every padding mode
+    return cast("Tensor", module._conv_forward(x, weight, bias))  # which knows every padding mode
 
 
 def leaves_python() -> bool:
     """Whether the network is being traced for another runtime, which knows standard operators only."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()

@@ -55,12 +55,12 @@ class Seen:
 
 
 @contextmanager
-def observed(layers: list[Layer], moment: Callable[[], int]) -> Iterator[dict[Layer, Seen]]:
+def observed(layers: list[Layer], moment: Callable[[], int] = lambda: 0) -> Iterator[dict[Layer, Seen]]:
     """While open, every call of a layer is written down; layers appear in the order in which they are first called.
 
     Args:
         layers: of one network.
-        moment: the index of the denoiser's call that is under way.
+        moment: the index of the denoiser's call that is under way, where calls are told apart.
     """
     found: dict[Layer, Seen] = {}
 

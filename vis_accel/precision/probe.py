@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import nn
@@ -30,7 +30,7 @@ def slower(layer: Layer) -> bool:
     return _slower(layer.shape, tuple(module.weight.shape), geometry, layer.dtype, torch.get_num_threads())
 
 
-@lru_cache(maxsize=None)
+@cache
 @torch.no_grad()
 def _slower(shape: tuple[int, ...], weight: tuple[int, ...], geometry: tuple[object, ...], dtype: torch.dtype, threads: int) -> bool:
     module = _twin(weight, geometry).to(dtype)

@@ -1,7 +1,7 @@
 """Numbers in few bits: scales, rounding, and the ranges that lose least. Pure functions.
 
 Weights       symmetric, a scale for each output channel: w ~ s_w[c] w_q, w_q in -(2^(b-1) - 1) .. 2^(b-1) - 1.
-Activations   affine, one scale and zero point: x ~ s_x (x_q - z), x_q in 0 .. 2^b - 1; zero is always a value of its own, so padding is exact.
+Activations   affine, one scale and zero point: x ~ s_x (x_q - z), x_q in 0 .. 2^b - 1; 0 is always such a value, so padding is exact.
 Product       y = s_x s_w[c] sum_k (x_q - z) w_q + b: whole numbers inside the sum (Jacob et al. 2018, arXiv:1712.05877, eq. 4).
 Clipping      a range is shrunk while that lowers the mean of |x - x~|^2.4 (Nagel et al. 2021, arXiv:2106.08295, sec. 3.1, search over
               ratios; the exponent as in Li et al. 2021, arXiv:2102.05426).
@@ -64,18 +64,21 @@ def fake_activation(x: Tensor, scale: Tensor | float, zero: Tensor | int, bits: 
 def channel_scales(weight: Tensor, bits: int = 8) -> Tensor:
     """Scales by the largest weight of each output channel: [O, ...] -> float32 [O]."""
     largest = weight.detach().float().flatten(1).abs().amax(1)
-    return (largest / (2 ** (bits - 1) - 1)).clamp_min(torch.finfo(torch.float32).tiny * 2**20)
+    return (largest / int(2 ** (bits - 1) - 1)).clamp_min(torch.finfo(torch.float32).tiny * 2**20)
 
 
 def round_weight(weight: Tensor, scales: Tensor, bits: int = 8) -> Tensor:
     """[O, ...] and [O] -> whole numbers, int8."""
-    top = 2 ** (bits - 1) - 1
-    return torch.round(weight.detach().float() / _along(scales, weight)).clamp(-top, top).to(torch.int8)
+    top = int(2 ** (bits - 1) - 1)
+    steps: Tensor = weight.detach().float() / _along(scales, weight)
+    return steps.round_().clamp_(-top, top).to(torch.int8)
 
 
 def fake_weight(weight: Tensor, scales: Tensor, bits: int = 8) -> Tensor:
     """The weight its whole numbers stand for; in its own dtype."""
-    return (round_weight(weight, scales, bits) * _along(scales, weight)).to(weight.dtype)
+    whole = round_weight(weight, scales, bits)
+    values: Tensor = whole.float() * _along(scales, weight)
+    return values.to(weight.dtype)
 
 
 def best_scales(weight: Tensor, bits: int = 8) -> Tensor:
@@ -103,4 +106,4 @@ def best_range(samples: Tensor, low: float, high: float, bits: int = 8) -> Range
 
 def _along(scales: Tensor, weight: Tensor) -> Tensor:
     """[O] -> [O, 1, ...]."""
-    return scales.reshape(-1, *[1] * (weight.ndim - 1))
+    return scales.reshape([-1, *[1] * (weight.ndim - 1)])

@@ -20,10 +20,12 @@ from types import FunctionType
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import nn
 
 from vis_accel.errors import MissingDependencyError, NotApplicableError
 from vis_accel.handle import Handle
 from vis_accel.method import Context, Exactness, Family, Method, Touch, option
+from vis_accel.networks import networks_of
 from vis_accel.runtime.openvino import OpenVinoForward, check_installed
 
 __all__ = ["Compile"]
@@ -45,7 +47,7 @@ def find_compiler() -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Compile(Method):
-    """Compiles the denoiser of a pipeline, or a vision model."""
+    """Compiles the denoiser of a pipeline and its decoder, or a vision model."""
 
     name: ClassVar[str] = "compile"
     family: ClassVar[Family] = "compile"
@@ -54,9 +56,10 @@ class Compile(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"static forward"})  # one graph, the same for every image
 
     backend: Literal["inductor", "openvino"] = option("inductor", "who makes the kernels")
+    vae: bool = option(True, "whether a pipeline's decoder is among what is compiled")
 
     def check_target(self, view: Any) -> None:
-        network = _network(view)
+        network = networks_of(self, view, vae=False)[0]
         device = next(network.parameters()).device.type
         if self.backend == "openvino":
             check_installed()
@@ -68,21 +71,14 @@ class Compile(Method):
             )
 
     def apply(self, target: Any, context: Context) -> Handle:
-        """Swaps the network's forward for the compiled one; the first call compiles."""
-        network = _network(context.view)
-        if self.backend == "openvino":
-            low = any(getattr(method, "computes_in", None) == torch.bfloat16 for method in context.recipe.methods)
-            compiled: Any = OpenVinoForward(network, network.forward, "bf16" if low else "f32")
-        else:
-            compiled = torch.compile(own_code(network.forward), dynamic=False)
+        """Swaps forwards for compiled ones; the first call compiles."""
         with Handle.building(target, str(self)) as handle:
-            handle.swap_forward(network, compiled)
+            for network in networks_of(self, context.view, vae=self.vae):
+                handle.swap_forward(network, self._compiled(network, context))
         return handle
 
-
-def _network(view: Any) -> Any:
-    """The network that is called again and again."""
-    network = getattr(view, "denoiser", None) or getattr(view, "model", None)
-    if network is None:
-        raise NotApplicableError("compile is for a pipeline's denoiser or a vision model.")
-    return network
+    def _compiled(self, network: nn.Module, context: Context) -> Callable[..., Any]:
+        if self.backend == "inductor":
+            return torch.compile(own_code(network.forward), dynamic=False)
+        low = any(getattr(method, "computes_in", None) == torch.bfloat16 for method in context.recipe.methods)
+        return OpenVinoForward(network, network.forward, "bf16" if low else "f32")

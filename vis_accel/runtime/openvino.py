@@ -88,7 +88,12 @@ class _Graph:
         self._run = openvino.compile_model(model, "CPU", options)
         self._out, self._out_leaves = traced.out, traced.out_leaves
 
+    def nodes(self) -> list[Any]:
+        """The operations that are executed, with their precisions, as OpenVINO reports them."""
+        return list(self._run.get_runtime_model().get_ops())
+
     def run(self, tensors: list[Tensor]) -> Any:
+        """The network's answer to these inputs."""
         found = self._run([tensor.contiguous().numpy() for tensor in tensors])
         answers = iter(torch.from_numpy(found[index]) for index in range(len(self._run.outputs)))
         return tree_unflatten([next(answers) if leaf is _TENSOR else leaf for leaf in self._out_leaves], self._out)
