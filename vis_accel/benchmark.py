@@ -121,9 +121,10 @@ def _parsed(model: Any, recipes: Sequence[Recipe | str] | None) -> list[Recipe]:
 
 def _refuse_images(settings: Settings) -> None:
     """Raises UsageError for what only classifiers take."""
-    if settings.data is not None or settings.skip_broken:
+    if settings.data is not None or settings.skip_broken or settings.calibration is not None:
         raise UsageError(
-            "--data and --skip-broken are for image classifiers.", hint="real images to hold a pipeline against: --reference DIR"
+            "--data, --calibration and --skip-broken are for image classifiers.",
+            hint="real images to hold a pipeline against: --reference DIR",
         )
     if settings.more_timing_batches:
         raise UsageError("A pipeline is timed at one batch size.", hint="--timing-batch once")

@@ -31,6 +31,8 @@ class Settings:
         more_timing_batches: further batch sizes that classifiers are timed at.
         reference: for pipelines: a folder of real images or a file that `vis-accel reference` wrote; None: the bundled model's own, if any.
         data: for classifiers: a folder with test/CLASS/*, val/CLASS/* or CLASS/*; None: the bundled model's own images, if any.
+        calibration: for classifiers: a folder of the same form, of other images, that methods which look at a run (int8) run on; None: what
+            ships with the model, if anything.
         skip_broken: leave out images of `data` that do not open, and say how many.
         output: folder for card.json, card.md, card.png and the rows; None: nothing is written.
         resume: go on from the rows in `output`.
@@ -44,6 +46,7 @@ class Settings:
     more_timing_batches: tuple[int, ...] = ()
     reference: str | None = None
     data: Path | None = None
+    calibration: Path | None = None
     skip_broken: bool = False
     output: Path | None = None
     resume: bool = False

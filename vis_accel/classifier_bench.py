@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from vis_accel.benchmark_settings import BUDGET, ROWS, Settings, Watcher, set_aside, try_to_write
 from vis_accel.budget import Cost, choose_n, spoken
 from vis_accel.classifier_inputs import Inputs
@@ -35,6 +38,7 @@ __all__ = ["bench_classifier", "preview_classifier"]
 
 FEWEST = 100  # images a row that a budget may shrink the data to
 SETTLED_CALLS = 6  # a row: counters, memory, the calls before the timing
+CALIBRATED = 256  # images of --calibration that are looked at
 COMPILING = 45.0  # seconds a compilation is expected to take
 SMALLEST, LARGEST = 1, 4096  # of a batch
 
@@ -93,7 +97,20 @@ class _Ready:
         if not opened.trained:
             name = "none: random weights" if images is None else f"none: random weights, timed on {images.name}"
         preparation = Preparation.of(opened.network, settings.placement.size)
-        return cls(opened, ClassifierStage(opened.network, recipes), preparation, images, name)
+        calibration = _calibration(opened, preparation, settings)
+        return cls(opened, ClassifierStage(opened.network, recipes, calibration=calibration), preparation, images, name)
+
+
+def _calibration(opened: OpenedClassifier, preparation: Preparation, settings: Settings) -> Tensor | None:
+    """Inputs to calibrate on: of the folder that was named, or random ones for random weights; None: what ships with the model."""
+    like = next(opened.network.parameters())
+    if settings.calibration is not None:
+        images = folder_images(settings.calibration, _outputs(opened), opened.classes)
+        few = Prepared(images.first(min(CALIBRATED, len(images))), preparation, skip_broken=settings.skip_broken)
+        return preparation.normalised(few.pixels(0, len(few)), like)
+    if opened.trained:
+        return None
+    return torch.randn(16, 3, *preparation.size, generator=torch.Generator().manual_seed(1)).to(like.device, like.dtype)
 
 
 class _ClassifierBench:
@@ -235,10 +252,14 @@ def _images(opened: OpenedClassifier, settings: Settings) -> ImageSet | None:
     """The images asked for, or those that ship with the model."""
     if settings.data is None:
         return bundled_images(opened.name) if opened.trained else None
+    return folder_images(settings.data, _outputs(opened), opened.classes)
+
+
+def _outputs(opened: OpenedClassifier) -> int:
     classes = int(getattr(opened.network, "num_classes", 0) or 0)
     if classes < 1:
         raise UsageError(f"{opened.name} has no classes to hold images against.", hint="leave out --data for rows of speed alone")
-    return folder_images(settings.data, classes, opened.classes)
+    return classes
 
 
 def _refuse_others(job: Job, settings: Settings) -> None:
@@ -248,8 +269,11 @@ def _refuse_others(job: Job, settings: Settings) -> None:
             raise UsageError(f"An image classifier takes no {field.name}.", hint=f"leave out --{field.name.replace('_', '-')}")
     if settings.reference is not None:
         raise UsageError("--reference is for pipelines; a classifier is held against images with labels.", hint="--data DIR")
-    if settings.skip_broken and settings.data is None:
+    if settings.skip_broken and settings.data is None and settings.calibration is None:
         raise UsageError("--skip-broken is for the images of --data.", hint="--data DIR, or leave it out")
+    if settings.calibration is not None and settings.data is not None and settings.calibration.resolve() == settings.data.resolve():
+        message = "--calibration and --data are the same folder: scales fitted to the images they are judged on say nothing."
+        raise UsageError(message, hint="other images to calibrate on")
     batches = (settings.timing_batch, *settings.more_timing_batches)
     if len(set(batches)) < len(batches) or not all(SMALLEST <= batch <= LARGEST for batch in batches):
         message = f"--timing-batch is a number of images a call, {SMALLEST} to {LARGEST}, each once; got {', '.join(map(str, batches))}."

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from vis_accel.apply import accelerate
 from vis_accel.errors import NotApplicableError, UsageError
@@ -23,7 +23,6 @@ __all__ = ["ClassifierStage", "Entrant"]
 
 STOCK, COMPILED = "stock", "stock, compiled"
 _FOREIGN = ("sampler", "guidance", "cache")  # families that need a denoiser
-_UNCOUNTED = ("precision", "compile")  # the counter does not see into integer kernels and compiled graphs
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Entrant:
     @property
     def compiled(self) -> bool:
         """Whether every new shape of its input costs a compilation."""
-        return any(method.family == "compile" for method in self.recipe.methods)
+        return self.recipe.compiles
 
     def reported(self) -> list[str]:
         """What its methods counted in the runs so far, in lines: how many images left by which exit, tokens kept."""
@@ -54,7 +53,7 @@ class Entrant:
     @property
     def float_twin(self) -> Recipe:
         """The recipe without what hides its work from the counter."""
-        return Recipe(method for method in self.recipe.methods if method.family not in _UNCOUNTED)
+        return self.recipe.float_twin
 
 
 class ClassifierStage:
@@ -63,14 +62,15 @@ class ClassifierStage:
     Args:
         network: as it came.
         recipes: what is held against the baselines.
+        calibration: what methods that look at a run of the network run it on; None: the images that ship with it, if any.
 
     Raises:
         UsageError: a recipe that occurs twice or does not fit the network.
         NoEffectError: a method that found nothing to do.
     """
 
-    def __init__(self, network: nn.Module, recipes: Sequence[Recipe]) -> None:
-        self.network = network
+    def __init__(self, network: nn.Module, recipes: Sequence[Recipe], *, calibration: Tensor | None = None) -> None:
+        self.network, self.calibration = network, calibration
         self.view: ViTView = view(network)
         self._active: Entrant | None = None
         for recipe in recipes:
@@ -135,7 +135,7 @@ class ClassifierStage:
             yield
 
     def _entrant(self, label: str, recipe: Recipe) -> Entrant:
-        handle = accelerate(self.network, recipe)
+        handle = accelerate(self.network, recipe, calibration=self.calibration)
         handle.suspend()
         # Asked now, of the network as it came: a method that finds its parameters by the network's hash would miss them later.
         return Entrant(label, recipe, handle, tuple(line for method in recipe.methods for line in method.describe(self.view)))

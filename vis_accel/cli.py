@@ -120,6 +120,7 @@ def bench(
     batch: Annotated[int | None, typer.Option("--batch", help="Images a call. Default: 50; classifiers: as in the timing.")] = None,
     timing_batch: Annotated[list[int] | None, typer.Option("--timing-batch", help="Images a timed call; classifiers take several.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="For classifiers: folder of class folders. Default: what ships.")] = None,
+    calibration: Annotated[Path | None, typer.Option("--calibration", help="For classifiers: such a folder to calibrate int8 on.")] = None,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that do not open.")] = False,
     size: Annotated[int | None, typer.Option("--size", help="For classifiers: height and width of the images.")] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="For timm/NAME: speed rows without weights.")] = False,
@@ -137,6 +138,7 @@ def bench(
         batch=batch, job=_job(seed, class_labels, prompt, prompts, guidance_scale, height, width), device=device, dtype=dtype,
         threads=threads, output=output, format=format.value, resume=resume, dry_run=dry_run, allow_pickle=allow_pickle, data=data,
         timing_batch=timing_batch or (), size=size, random_weights=random_weights, skip_broken=skip_broken,
+        calibration=calibration,
     )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ def run(
     size: int | None = None,
     random_weights: bool = False,
     skip_broken: bool = False,
+    calibration: Path | None = None,
 ) -> None:
     """Checks the numbers, runs the benchmark, prints.
 
@@ -72,7 +73,7 @@ def run(
     first, *more = timing_batch or (Settings.timing_batch,)
     settings = Settings(
         samples=samples, budget=seconds, batch=batch, timing_batch=first, more_timing_batches=tuple(more), reference=reference, data=data,
-        skip_broken=skip_broken, output=folder, resume=resume, placement=placement,
+        calibration=calibration, skip_broken=skip_broken, output=folder, resume=resume, placement=placement,
     )  # fmt: skip
     if dry_run:
         typer.echo("\n".join(preview(model, recipes, job=job, placement=placement, settings=settings)))

@@ -6,7 +6,8 @@ switching costs microseconds and timings can be interleaved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,6 +98,21 @@ class Stage:
             if contender.handle is not None:
                 contender.handle.remove()
 
+    @contextmanager
+    def countable(self, contender: Contender) -> Iterator[None]:
+        """The pipeline doing the work of `contender` in a form whose multiplications the counter sees: in float, not compiled."""
+        twin = contender.recipe.float_twin
+        if twin == contender.recipe:
+            self.enter(contender)
+            yield
+            return
+        self.clear()
+        if not twin.methods:
+            yield
+            return
+        with accelerate(self.pipeline, twin, calibration=self.job):
+            yield
+
     def _own(self) -> Contender:
         name = type(self.pipeline.scheduler).__name__.removesuffix("Scheduler")
         return Contender(f"stock {name}, {self.job.steps} steps", Recipe.empty, self.job)
@@ -117,6 +133,6 @@ class Stage:
     def _candidate(self, recipe: Recipe) -> Contender:
         # Knots known by name are written out: a record must mean the same tomorrow, and elsewhere.
         recipe = Recipe(method.on(self.view) if isinstance(method, Solver) else method for method in recipe.methods)
-        handle = accelerate(self.pipeline, recipe)
+        handle = accelerate(self.pipeline, recipe, calibration=self.job)
         handle.suspend()
         return Contender(str(recipe), recipe, self.job, handle)

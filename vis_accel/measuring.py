@@ -77,7 +77,9 @@ class Measurer:
         mine = batches[index::processes]
         features, first = [], []
         for done, batch in enumerate(mine):
-            images = generate(self.opened.pipeline, contender.job, batch.tolist())
+            # a compiled network has a graph for each batch size: the last batch is filled up, and what fills it dropped
+            size = self.batch if contender.recipe.compiles else len(batch)
+            images = generate(self.opened.pipeline, contender.job, range(int(batch[0]), int(batch[0]) + size))[: len(batch)]
             first.append(images[batch < PROBE])
             features.append(torch.empty(len(batch), 0) if self.yardstick is None else self.yardstick.net(images))
             self.progress(contender.label, done + 1, len(mine))
@@ -124,6 +126,7 @@ class Measurer:
             quality=quality,
             verdict=verdict,
             counters=count(self.stage, person),
+            notes=() if person.handle is None else tuple(f"{name}: {value}" for name, value in person.handle.report().items()),
             started=started,
             finished=now(),
             **measured,

@@ -103,6 +103,16 @@ class Recipe:
         """ "approximate" if any method is, else "equivalent"."""
         return "approximate" if any(method.exactness == "approximate" for method in self.methods) else "equivalent"
 
+    @property
+    def float_twin(self) -> Recipe:
+        """The recipe without what hides its work from a counter of multiplications: integer kernels, compiled graphs."""
+        return Recipe(method for method in self.methods if method.family not in ("precision", "compile"))
+
+    @property
+    def compiles(self) -> bool:
+        """Whether every new shape of the input costs a compilation."""
+        return any(method.family == "compile" for method in self.methods)
+
     def __add__(self, other: Recipe | Method) -> Recipe:
         return Recipe((*self.methods, *Recipe.of(other).methods)) if isinstance(other, (Recipe, Method)) else NotImplemented
 

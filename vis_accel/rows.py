@@ -26,18 +26,18 @@ def count(stage: Stage, contender: Contender) -> dict[str, int | float | None]:
     Raises:
         NoEffectError: the denoiser was never called.
     """
-    stage.enter(contender)
     denoiser, seen = stage.view.denoiser, list[tuple[Any, Any]]()
-    with CallCounter(denoiser) as counter:
-        hook = denoiser.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
-        try:
-            generate(stage.pipeline, contender.job, range(2))
-        finally:
-            hook.remove()
-    if not seen:
-        raise NoEffectError(f"{contender.label} made images without calling the {type(denoiser).__name__}.")
-    args, kwargs = seen[0]
-    work = macs(denoiser, *args, **kwargs) * counter.calls / 2
+    with stage.countable(contender):
+        with CallCounter(denoiser) as counter:
+            hook = denoiser.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+            try:
+                generate(stage.pipeline, contender.job, range(2))
+            finally:
+                hook.remove()
+        if not seen:
+            raise NoEffectError(f"{contender.label} made images without calling the {type(denoiser).__name__}.")
+        args, kwargs = seen[0]
+        work = macs(denoiser, *args, **kwargs) * counter.calls / 2
     return {"calls": counter.calls, "nfe": counter.rows / 2, "GMACs": round(work / 1e9, 4)}
 
 
