@@ -47,6 +47,8 @@ METHODS: dict[str, Entry] = {
                     "sub-layers, heads and patches that trained heads find needless are left out, image by image"),
     "ats":   Entry("vis_accel.token_pruning.ats:Ats", "tokens", "Fayyaz et al. 2022, arXiv:2111.15667",
                    "patches are sampled by what the class token looks at; how many, depends on the image"),
+    "attention": Entry("vis_accel.runtime.attention:Attention", "attention", "Dao et al. 2022, arXiv:2205.14135",
+                       "one kernel for every attention: flash, efficient, cudnn, math, xformers"),
     "avit":  Entry("vis_accel.token_pruning.avit:Avit", "tokens", "Yin et al. 2022, arXiv:2112.07658",
                    "each token halts when it has said enough, after a training for it"),
     "bf16":  Entry("vis_accel.precision.bf16:Bf16", "precision", "Kalamkar et al. 2019, arXiv:1905.12322",
