@@ -19,7 +19,7 @@ from vis_accel.generation import generate
 from vis_accel.journal import row_key
 from vis_accel.machine import machine, versions
 from vis_accel.record import Quantity, Record
-from vis_accel.rows import count, now, speed, where
+from vis_accel.rows import count, now, refuse_idle, speed, where
 from vis_accel.zoo.opened import Opened
 
 __all__ = ["Measurer"]
@@ -78,6 +78,7 @@ class Measurer:
         features, first = [], []
         for done, batch in enumerate(mine):
             images = generate(self.opened.pipeline, contender.job, batch.tolist())
+            refuse_idle(contender)  # now, not after thousands of images
             first.append(images[batch < PROBE])
             features.append(torch.empty(len(batch), 0) if self.yardstick is None else self.yardstick.net(images))
             self.progress(contender.label, done + 1, len(mine))
