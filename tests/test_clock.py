@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from pipelines.tiny import TINIES
+from pipelines.tiny import EDITING, TINIES
 
 from vis_accel import UsageError
 from vis_accel.apply import accelerate
@@ -52,6 +52,26 @@ def test_a_stock_scheduler_is_observed(pipe: Any, kind: str) -> None:
     assert set(before) <= set(vars(pipe.scheduler))
     assert "step" not in vars(pipe.scheduler)
     assert "set_timesteps" not in vars(pipe.scheduler)
+
+
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler"])
+def test_image_to_image_begins_where_its_times_do(kind: str) -> None:
+    """Some stock schedulers are told where a run begins, some are not."""
+    tiny = EDITING["StableDiffusionImg2ImgPipeline"]
+    pipe = tiny.build(torch.float32)
+    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config)
+    times: list[float] = []
+    hook = pipe.unet.register_forward_pre_hook(lambda module, args: times.append(float(args[1])))
+    handle, _, moments = watched(pipe)
+    image = torch.zeros(2, 4, 8, 8)
+    tiny.call(pipe, image=image, strength=0.5, steps=8)
+    noise, count = view(pipe).noise, len(pipe.scheduler.timesteps)
+    assert 4 <= len(moments) < count
+    assert [moment.index for moment in moments] == list(range(count - len(moments), count))
+    assert [moment.sigma for moment in moments] == [noise.sigma_at(time) for time in times]
+    hook.remove()
+    handle.remove()
+    assert "get_timesteps" not in vars(pipe)
 
 
 @pytest.mark.parametrize("recipe", ["euler(steps=3)", "heun(steps=3)", "pndm(steps=5)"])

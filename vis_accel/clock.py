@@ -2,7 +2,8 @@
 
 Caches, guidance windows and other methods that depend on the step read this one clock, by `context.run.now()` from within a call of the
 denoiser. It reads the pipeline's scheduler: our stand-in keeps its own position; a stock one is observed, by its instance's `set_timesteps`
-and `step`, while a handle lives. So no method counts steps, looks a time up by its value, or leaves state on the model.
+and `step`, while a handle lives, and where image-to-image begins by the pipeline's `get_timesteps`. So no method counts steps, looks a time
+up by its value, or leaves state on the model.
 
 Run      begins with `set_timesteps`; every run has a fresh memory, so what an aborted run left behind is never met again.
 Call     the scheduler's `step` ends it. A pipeline that asks its network twice for one step (its two halves one after the other) gets the
@@ -11,7 +12,7 @@ Call     the scheduler's `step` ends it. A pipeline that asks its network twice 
 
 from __future__ import annotations
 
-import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, cast
@@ -97,6 +98,8 @@ class Clock:
         observer = _Observer(scheduler, self._noise())
         handle.swap_item(vars(scheduler), "set_timesteps", observer.set_timesteps)
         handle.swap_item(vars(scheduler), "step", observer.step)
+        if hasattr(type(self.pipeline), "get_timesteps"):
+            handle.swap_item(vars(self.pipeline), "get_timesteps", _Observed(observer, "start", self.pipeline.get_timesteps))
         self._observed = (scheduler, observer)
 
     def now(self) -> Moment:
@@ -122,6 +125,11 @@ class Clock:
             self._run, self._memory = (source, at.run), {}
         return Moment(at.index, at.levels, self._memory)
 
+    def clear_history(self) -> None:
+        """Lets a sampler of ours forget the calls before this one: what the network computes jumps here. Stock ones offer no way to."""
+        if hasattr(self.pipeline.scheduler, "clear_history"):
+            self.pipeline.scheduler.clear_history()
+
     def forget(self) -> None:
         """Drops what the last run remembered."""
         self._run, self._memory = None, {}
@@ -132,24 +140,37 @@ class _Observer:
 
     def __init__(self, scheduler: Any, noise: _Noise) -> None:
         self.scheduler, self.noise = scheduler, noise
-        self.run = self.made = 0
+        self.run = self.made = self.first = 0
         self.levels: tuple[float, ...] = ()
-        plan, advance = scheduler.set_timesteps, scheduler.step
+        self.set_timesteps = _Observed(self, "plan", scheduler.set_timesteps)
+        self.step = _Observed(self, "advance", scheduler.step)
 
-        @functools.wraps(plan)  # pipelines look at the signatures to see what a scheduler takes
-        def set_timesteps(*args: Any, **kwargs: Any) -> None:
-            plan(*args, **kwargs)
-            self.run, self.made = self.run + 1, 0
-            self.levels = tuple(noise.sigma_at(float(time)) for time in scheduler.timesteps.tolist())
+    def plan(self, found: Any) -> None:
+        """A run was planned."""
+        self.run, self.made, self.first = self.run + 1, 0, 0
+        self.levels = tuple(self.noise.sigma_at(float(time)) for time in self.scheduler.timesteps.tolist())
 
-        @functools.wraps(advance)
-        def step(*args: Any, **kwargs: Any) -> Any:
-            found = advance(*args, **kwargs)
-            self.made += 1
-            return found
+    def advance(self, found: Any) -> None:
+        """A step was made."""
+        self.made += 1
 
-        self.set_timesteps, self.step = set_timesteps, step
+    def start(self, found: Any) -> None:
+        """Image-to-image was told the times that are left to it, (times, their number)."""
+        self.first = len(self.levels) - len(found[0])
 
     def position(self) -> Position:
-        first = getattr(self.scheduler, "begin_index", None) or 0  # image-to-image starts there
-        return Position(self.run, first + self.made, self.levels)
+        begun = getattr(self.scheduler, "begin_index", None)  # what not every scheduler has
+        return Position(self.run, (self.first if begun is None else begun) + self.made, self.levels)
+
+
+class _Observed:
+    """A method of a scheduler or a pipeline, whose results the observer is told. A copy of the scheduler gets an observer of its own."""
+
+    def __init__(self, observer: _Observer, event: str, method: Callable[..., Any]) -> None:
+        self.observer, self.event, self.method = observer, event, method
+        self.__signature__ = inspect.signature(method)  # pipelines look at it to see what a scheduler takes
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        found = self.method(*args, **kwargs)
+        getattr(self.observer, self.event)(found)
+        return found

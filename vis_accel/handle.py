@@ -128,7 +128,10 @@ class Handle:
         self._at_end.append(action)
 
     def reports(self, facts: Callable[[], Mapping[str, Any]]) -> None:
-        """Lets `facts` say what happened in the runs so far, for `report`: how many images left by which exit."""
+        """Lets `facts` say what happened in the runs so far, for `report`: how many images left by which exit.
+
+        A method that turns out to have done nothing gives the reason under "no effect", which a benchmark takes for an error.
+        """
         self._reporters.append(facts)
 
     def report(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from vis_accel.generation import generate
 from vis_accel.journal import row_key
 from vis_accel.machine import machine, versions
 from vis_accel.record import Quantity, Record
-from vis_accel.rows import count, now, speed, where
+from vis_accel.rows import count, now, refuse_idle, speed, where
 from vis_accel.zoo.opened import Opened
 
 __all__ = ["Measurer"]
@@ -80,6 +80,7 @@ class Measurer:
             # a compiled network has a graph for each batch size: the last batch is filled up, and what fills it dropped
             size = self.batch if contender.recipe.compiles else len(batch)
             images = generate(self.opened.pipeline, contender.job, range(int(batch[0]), int(batch[0]) + size))[: len(batch)]
+            refuse_idle(contender)  # now, not after thousands of images
             first.append(images[batch < PROBE])
             features.append(torch.empty(len(batch), 0) if self.yardstick is None else self.yardstick.net(images))
             self.progress(contender.label, done + 1, len(mine))

@@ -13,15 +13,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vis_accel.errors import NotApplicableError
 from vis_accel.handle import Handle
 from vis_accel.samplers.noise import NoiseModel
 
-__all__ = ["PIPELINES", "PipelineView", "Traits", "view"]
+__all__ = ["PIPELINES", "HalvesWatch", "PipelineView", "Traits", "view"]
 
 Halves = Literal["conditional first", "unconditional first", "none", "unknown"]
+NULL_CLASS = 1000  # what DiTPipeline gives its unconditional half, however many classes there are
 
 
 class Traits(NamedTuple):
@@ -113,6 +115,25 @@ class PipelineView:
 
         return digest(self.denoiser)
 
+    def require_halves(self, method: str) -> None:
+        """Raises NotApplicableError unless guided calls of the pipeline stack a conditional and an unconditional half."""
+        reasons = {
+            "none": "no call of it stacks a conditional and an unconditional half",
+            "unknown": "which half of its calls is the unconditional one is not known",
+        }
+        if self.traits.halves not in reasons:
+            return
+        known = ", ".join(name for name, traits in PIPELINES.items() if traits.halves not in reasons)
+        message = f"{method} leaves out the unconditional half of guided calls. {self.name}: {reasons[self.traits.halves]}."
+        raise NotApplicableError(message, hint=f"pipelines it is for: {known}; fewer calls shorten any run: dpm(steps=10)")
+
+    def watch_halves(self, handle: Handle) -> HalvesWatch:
+        """Says, while `handle` lives, which rows of a call of the denoiser are its conditional half."""
+        watch = HalvesWatch(self.pipeline, self.traits.halves)
+        if hasattr(type(self.pipeline), "prepare_latents"):
+            handle.swap_item(vars(self.pipeline), "prepare_latents", watch.prepare_latents)
+        return watch
+
     def install_scheduler(self, handle: Handle, scheduler: Any) -> None:
         """Puts `scheduler` in the pipeline's place for one while `handle` lives.
 
@@ -122,6 +143,42 @@ class PipelineView:
         handle.swap_item(vars(self.pipeline), "scheduler", scheduler)
         if hasattr(type(self.pipeline), "get_timesteps"):
             handle.swap_item(vars(self.pipeline), "get_timesteps", scheduler.get_timesteps)
+
+
+class HalvesWatch:
+    """Which rows of a call of the denoiser are its conditional half; the pipeline need not have guidance on.
+
+    Most pipelines make their latents by `prepare_latents`, one row an image: a call with twice as many rows is a guided one. DiTPipeline
+    has no such method, and its two halves are known by what they are: equal samples, and the null class throughout the second.
+    """
+
+    def __init__(self, pipeline: Any, halves: Halves) -> None:
+        self.halves = halves
+        self.images: int | None = None
+        self._prepare = getattr(pipeline, "prepare_latents", None)
+
+    def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
+        """The pipeline's own, looked at."""
+        found = self._prepare(*args, **kwargs)  # type: ignore[misc]  # put in only where there is one
+        self.images = len(found if isinstance(found, Tensor) else found[0])  # inpainting returns noise and image latents, too
+        return found
+
+    def conditional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> slice | None:
+        """The conditional rows of the call `denoiser(*args, **kwargs)`; None: it has no two halves. May wait for the device."""
+        sample = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        if not isinstance(sample, Tensor) or len(sample) % 2:
+            return None
+        half = len(sample) // 2
+        if self._prepare is not None:
+            guided = half == self.images
+        else:
+            labels = kwargs.get("class_labels")
+            if not isinstance(labels, Tensor):
+                return None
+            guided = bool((labels[half:] == NULL_CLASS).all()) and torch.equal(sample[:half], sample[half:])
+        if not guided:
+            return None
+        return slice(0, half) if self.halves == "conditional first" else slice(half, 2 * half)
 
 
 def view(pipeline: Any) -> PipelineView:

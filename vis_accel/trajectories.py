@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vis_accel.errors import UsageError
 from vis_accel.generation import Job, generate
 from vis_accel.handle import Handle
 from vis_accel.pipelines import view
@@ -61,6 +62,10 @@ class _Recorder:
 
     def knots(self, steps: int | None, noise: NoiseModel) -> tuple[float, ...]:
         return self.inner.knots(steps, noise)
+
+    def resumed(self) -> Solver:
+        message = "A path is recorded from beginning to end: a restart in the middle would cut it in two."
+        raise UsageError(message, hint="guidance-window(restart=False)")
 
     def solve(self, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None, history: Sequence[Past] = ()) -> Solve:
         run = self.inner.solve(x, sigmas, noise=noise, history=history)

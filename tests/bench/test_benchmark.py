@@ -14,7 +14,7 @@ import torch
 from vis_accel import measuring
 from vis_accel.benchmark import Settings, Watcher, bench, preview
 from vis_accel.contenders import Stage
-from vis_accel.errors import UsageError
+from vis_accel.errors import NoEffectError, UsageError
 from vis_accel.generation import Job, generate
 from vis_accel.recipe import Recipe
 from vis_accel.record import Card, Record
@@ -67,6 +67,23 @@ def test_an_fid_comes_with_interval_floor_and_verdict_and_claims_nothing_at_smal
     assert row.verdict is not None
     assert row.verdict.startswith("n too small")
     assert row.quality["PSNR[n=4]"].value > 45  # type: ignore[operator]
+
+
+def test_rows_and_work_are_those_that_are_evaluated(standin: Path) -> None:
+    recipes = ["dpm(steps=4)", "guidance-cutoff(share=0.5) + dpm(steps=4)", "guidance-reuse(every=4) + dpm(steps=4)"]
+    rows = bench("cifar10-dit", recipes, settings=settings(samples=4)).records[1:]
+    assert [row.counters["calls"] for row in rows] == [4, 4, 4]
+    assert [row.counters["nfe"] for row in rows] == [8, 6, 5]
+    work = [row.counters["GMACs"] for row in rows]
+    assert [one / work[0] for one in work] == pytest.approx([1, 6 / 8, 5 / 8], rel=1e-2)  # type: ignore[operator]
+
+
+def test_guidance_that_leaves_nothing_out_is_an_error_before_anything_is_timed(standin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "interleave", lambda *args, **options: pytest.fail("it was timed"))
+    with pytest.raises(NoEffectError, match=r"did nothing: every call lay in the window .* sigmas went from"):
+        bench("cifar10-dit", ["guidance-window(lo=0, hi=None) + dpm(steps=3)"], settings=settings(samples=4))
+    with pytest.raises(NoEffectError, match="not guided"):
+        bench("cifar10-dit", ["guidance-window + dpm(steps=3)"], job=Job(guidance_scale=1.0), settings=settings(samples=4))
 
 
 def test_bench_leaves_the_pipeline_as_it_came(standin: Path) -> None:

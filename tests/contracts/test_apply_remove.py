@@ -1,4 +1,4 @@
-"""Every registered sampler, on a tiny DiT: applied and removed it leaves nothing, also when applying fails half-way."""
+"""Every registered sampler and method of guidance, on a tiny DiT: taken off it leaves nothing, also when applying fails half-way."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from vis_accel.method import Context, Exactness, Family, Method, Touch
 from vis_accel.recipe import Recipe
 
 SAMPLERS = [name for name, entry in registry.METHODS.items() if entry.family == "sampler"]
+GUIDANCE = [name for name, entry in registry.METHODS.items() if entry.family == "guidance"]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,26 @@ def test_applied_and_removed(pipe: Any, name: str) -> None:
         assert torch.equal(picture(pipe), stock)
 
 
+@pytest.mark.parametrize("sampler", ["", " + dpm(steps=3)"])
+@pytest.mark.parametrize("name", GUIDANCE)
+def test_guidance_applied_suspended_and_removed(pipe: Any, name: str, sampler: str) -> None:
+    picture(pipe)
+    with accelerate(pipe, "dpm(steps=3)" if sampler else "guidance-cutoff(share=1)"):
+        plain = picture(pipe)
+    for _ in range(2):
+        before = state(pipe)
+        handle = accelerate(pipe, name + sampler)
+        assert state(pipe) != before
+        changed = picture(pipe)
+        assert not torch.equal(changed, plain)
+        handle.suspend()
+        assert state(pipe) == before
+        handle.resume()
+        assert torch.equal(picture(pipe), changed)
+        handle.remove()
+        assert state(pipe) == before
+
+
 @dataclass(frozen=True, kw_only=True)
 class Failing(Method):
     """Changes something, then fails."""
@@ -80,7 +101,7 @@ class Failing(Method):
         return handle
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [*SAMPLERS, *GUIDANCE])
 def test_failed_half_way(pipe: Any, name: str) -> None:
     stock, before = picture(pipe), state(pipe)
     sampler = registry.load(name)()
@@ -90,7 +111,7 @@ def test_failed_half_way(pipe: Any, name: str) -> None:
     assert torch.equal(picture(pipe), stock)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [*SAMPLERS, *GUIDANCE])
 def test_failed_in_the_middle_of_a_run(pipe: Any, name: str) -> None:
     stock, before = picture(pipe), state(pipe)
     calls = 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vis_accel.errors import RunError, UsageError
-from vis_accel.eval.counters import CallCounter, macs, peak_memory
+from vis_accel.eval.counters import CallCounter, WorkCounter, macs, peak_memory
 
 
 class Denoiser(nn.Module):
@@ -36,6 +36,29 @@ def test_a_replaced_forward_is_counted() -> None:
     with CallCounter(net) as counter:
         net(torch.zeros(2, 3, 8, 8))
     assert counter.rows == 2
+
+
+def test_rows_dropped_by_a_hook_in_front_are_not_counted() -> None:
+    net = Denoiser()
+    with CallCounter(net) as before:
+        net.register_forward_pre_hook(lambda module, inputs: (inputs[0][:2],), prepend=True)
+        with CallCounter(net) as after:
+            net(torch.zeros(4, 3, 2, 2))
+    assert before.rows == after.rows == 2
+
+
+def test_the_work_of_a_run_is_that_of_its_calls_each_as_it_is() -> None:
+    net = nn.Linear(8, 16)
+    with WorkCounter(net) as counter:
+        outputs = [net(torch.ones(rows, 8)) for rows in (4, 2, 2)]
+    assert counter.macs == 8 * 8 * 16
+    assert torch.equal(outputs[0], net(torch.ones(4, 8)))
+    assert "forward" not in vars(net)
+    own = vars(net)["forward"] = lambda x: x @ torch.ones(8, 3)
+    with pytest.raises(TypeError), counter:
+        net(torch.ones(5, 8), net(torch.ones(5, 8)))
+    assert counter.macs == 5 * 8 * 3
+    assert vars(net)["forward"] is own
 
 
 def test_the_module_is_left_as_it_was_also_after_an_exception() -> None:

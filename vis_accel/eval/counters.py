@@ -1,8 +1,8 @@
 """What a run cost, counted: calls, rows, multiply-accumulates and peak memory. Nothing here is inferred from a number of steps.
 
 calls   evaluations of the denoiser in time                   the axis of every table
-rows    images passed through it; / images made = NFE         a guided call of batch 2B has 2B rows
-macs    multiply-accumulates of one call                      torch's FLOP counter / 2: matrix products, convolutions, attention
+rows    images passed through it; / images made = NFE         a guided call of batch 2B has 2B rows, one whose half is left out B
+macs    multiply-accumulates of one call, or of all of a run  torch's FLOP counter / 2: matrix products, convolutions, attention
 memory  the most the process held (CPU), or torch allocated (CUDA), measured in a run of its own: it slows the run down
 """
 
@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vis_accel.errors import RunError, UsageError
 
-__all__ = ["CallCounter", "macs", "peak_memory"]
+__all__ = ["CallCounter", "WorkCounter", "macs", "peak_memory"]
 
 
 class CallCounter:
@@ -31,7 +31,8 @@ class CallCounter:
         counter.calls, counter.rows / len(images)
 
     The numbers stay readable afterwards; opening the context again starts from 0. Hooks run on `module(...)`, so a replaced `forward` is
-    counted and a direct `module.forward(...)` is not.
+    counted and a direct `module.forward(...)` is not. Rows are those that reach the counter's hook: what drops rows of a call must do it in
+    a hook that is registered with `prepend=True`, and is then counted right whichever was there first.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -67,6 +68,39 @@ def _rows(values: Iterable[object]) -> int:
     raise UsageError("The counted module was called without a batch of images.", hint="count the denoiser: pipe.unet or pipe.transformer")
 
 
+class WorkCounter:
+    """Sums the multiply-accumulates of a module's calls while the context is open, each call as it is: half its rows, half its work.
+
+        with WorkCounter(pipe.unet) as counter:
+            pipe(...)
+        counter.macs
+
+    It takes the place of the module's forward meanwhile, so nothing else may be put on the module before the context is closed.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.macs = 0
+        self._covered: list[Any] = []  # the forward of the module's own that was there, if any
+
+    def __enter__(self) -> WorkCounter:
+        self.macs, own, forward = 0, vars(self.module), self.module.forward
+        self._covered = [own["forward"]] if "forward" in own else []
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            work, output = _counted(forward, *args, **kwargs)
+            self.macs += work
+            return output
+
+        own["forward"] = counted
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        del vars(self.module)["forward"]
+        if self._covered:
+            vars(self.module)["forward"] = self._covered.pop()
+
+
 @torch.no_grad()
 def macs(module: nn.Module, *args: Any, **kwargs: Any) -> int:
     """Multiply-accumulates of `module(*args, **kwargs)`, which is run once. Divide by the batch for a figure per image.
@@ -77,19 +111,24 @@ def macs(module: nn.Module, *args: Any, **kwargs: Any) -> int:
     Raises:
         RunError: nothing was counted: every operation is one the counter does not know.
     """
+    found, _ = _counted(module, *args, **kwargs)
+    if not found:
+        raise RunError(f"No multiplication of {type(module).__name__} could be counted.", hint="count the network before it is quantized")
+    return found
+
+
+def _counted(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[int, Any]:
+    """Multiply-accumulates of a call, and what it returned."""
     from torch.utils.flop_counter import FlopCounterMode
 
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with FlopCounterMode(display=False) as counter:
-            module(*args, **kwargs)
+            output = function(*args, **kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    found = int(counter.get_total_flops()) // 2
-    if not found:
-        raise RunError(f"No multiplication of {type(module).__name__} could be counted.", hint="count the network before it is quantized")
-    return found
+    return int(counter.get_total_flops()) // 2, output
 
 
 def peak_memory(fn: Callable[[], object], device: str | torch.device = "cpu", period: float = 0.002) -> int:

@@ -35,7 +35,14 @@ class Push:
     def __init__(self, solver: Solver, noise: NoiseModel, knots: tuple[float, ...], sample: Tensor) -> None:
         self.noise, self.finished = noise, False
         x = _widened(sample) / noise.alpha(knots[0])
-        self.generator: Generator[Any, Any, Tensor] = solver.solve(x, knots, noise=LatentNoise(x))
+        self.draws = LatentNoise(x)
+        self.generator: Generator[Any, Any, Tensor] = solver.solve(x, knots, noise=self.draws)
+        self.x, self.sigma = next(self.generator)
+
+    def restart(self, solver: Solver, knots: tuple[float, ...]) -> None:
+        """Goes on with a fresh generator, which has no history, from the request that waits for its answer; `knots` begin at its level."""
+        self.generator.close()
+        self.generator = solver.solve(self.x, knots, noise=self.draws)
         self.x, self.sigma = next(self.generator)
 
     def advance(self, output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:

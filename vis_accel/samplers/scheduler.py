@@ -28,7 +28,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from vis_accel.clock import Position
-from vis_accel.errors import UsageError
+from vis_accel.errors import NotApplicableError, UsageError
 from vis_accel.samplers import schedules
 from vis_accel.samplers.driver import plan
 from vis_accel.samplers.noise import SIGMA_CAP, NoiseModel
@@ -70,6 +70,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         self._one_step_call = False
         self._run: Push | None = None
         self._plans = self._calls = 0
+        self._clear_due = False
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
@@ -125,7 +126,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
 
     def _plan(self, knots: tuple[float, ...], device: str | torch.device | None) -> None:
         self.knots, self._first, self._run = knots, 0, None
-        self._plans, self._calls = self._plans + 1, 0
+        self._plans, self._calls, self._clear_due = self._plans + 1, 0, False
         self.requests = plan(self.solver, knots)
         self.order = 2 if len(self.requests) > len(knots) - 1 else 1
         self._refuse_cut_inside_a_step()
@@ -191,6 +192,29 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         """For the clock: which run this is, which of its calls is under way or comes next, and the noise levels of all."""
         return Position(self._plans, self._first_request(self._first) + self._calls, self.requests)
 
+    def clear_history(self) -> None:
+        """Restarts the solver's generator at the call under way or, where that is inside a step, at the next one that begins a step.
+
+        For use from within a call of the network. A generator that would then ask for other calls than those planned goes on: the start
+        of `pndm` is not cut short.
+        """
+        self._clear_due = self._run is not None  # before the first answer there is nothing to forget
+        self._clear()
+
+    def _clear(self) -> None:
+        if not self._clear_due or self._run is None:
+            return
+        try:
+            solver = self.solver.resumed()
+        except NotApplicableError:  # one that cannot go on at a knot needs its beginning, and keeps no history
+            self._clear_due = False
+            return
+        at = self.position().index
+        knot = bisect_left(range(len(self.knots) - 1), at, key=self._first_request)
+        if knot < len(self.knots) - 1 and plan(solver, self.knots[knot:]) == self.requests[at:]:
+            self._run.restart(solver, self.knots[knot:])
+            self._clear_due = False
+
     def _first_request(self, knot: int) -> int:
         if knot == 0 or self.order == 1:
             return knot
@@ -245,6 +269,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         self._calls += 1
         if self._run.finished:
             self._run = None
+        self._clear()
         # PixArt takes the denoised image for the next sample when it is called with one step, and the recipe may have more.
         return StepOutput(previous, previous if self._one_step_call else denoised)
 
