@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+import figures_precision
 import figures_vision
 
 from vis_accel.files import write_atomic
@@ -22,7 +23,7 @@ from vis_accel.record import Card, Quantity, Record, undominated
 from vis_accel.zoo import describe
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "samplers/README.md", "eval/README.md", "docs/diffusion.md", "docs/which-sampler.md", "token_pruning/README.md",
+PAGES = ("README.md", "samplers/README.md", "eval/README.md", "docs/diffusion.md", "docs/which-sampler.md", "docs/precision.md", "token_pruning/README.md",
          "vit_models/README.md")  # fmt: skip
 BLOCK = re.compile(r"<!-- figures: ([a-z-]+) -->\n.*?<!-- /figures -->", re.DOTALL)
 
@@ -203,6 +204,7 @@ def picture() -> str:
 FIGURES: dict[str, Callable[[], str]] = {
     "bench": bench_table, "samplers": sampler_table, "overhead": overhead, "bundle": bundle, "picture": picture,
     "second-opinion": second_opinion, "which-sampler": which_sampler, **figures_vision.FIGURES,
+    **figures_precision.FIGURES,
 }  # fmt: skip
 
 
