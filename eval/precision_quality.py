@@ -25,6 +25,7 @@ from vis_accel.eval.yardstick import paired_quality
 from vis_accel.files import write_atomic
 from vis_accel.generation import Job, generate
 from vis_accel.machine import commit, machine, versions
+from vis_accel.pipelines import view
 from vis_accel.zoo.measured import yardstick_for
 from vis_accel.zoo.opened import Placement, open_pipeline
 
@@ -68,6 +69,8 @@ def main(model: str, n: int) -> None:
     rows: dict[str, Any] = {SAMPLER: {"quality": _plain(yardstick.quality(base, labels))}}
     whole = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for precision in PRECISIONS:
+        if "vae" in precision and view(opened.pipeline).decoder is None:
+            continue
         recipe = f"{SAMPLER} + {precision}"
         found, first, report = features(opened, yardstick.net, recipe, n)
         difference, verdict = yardstick.compare(found, base)

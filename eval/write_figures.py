@@ -23,8 +23,8 @@ from vis_accel.record import Card, Quantity, Record, undominated
 from vis_accel.zoo import describe
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "samplers/README.md", "eval/README.md", "docs/diffusion.md", "docs/which-sampler.md", "docs/precision.md", "token_pruning/README.md",
-         "vit_models/README.md")  # fmt: skip
+PAGES = ("README.md", "samplers/README.md", "eval/README.md", "docs/diffusion.md", "docs/which-sampler.md", "docs/precision.md",
+         "token_pruning/README.md", "vit_models/README.md")  # fmt: skip
 BLOCK = re.compile(r"<!-- figures: ([a-z-]+) -->\n.*?<!-- /figures -->", re.DOTALL)
 
 

@@ -131,3 +131,17 @@ def test_a_scheduler_replaced_later_is_an_error(pipe: Any) -> None:
         run(pipe)
     pipe.scheduler = old
     handle.remove()
+
+
+def test_a_watch_that_ended_is_renewed(pipe: Any) -> None:
+    """A method that watches for its calibration only, and then for good: found when q-diffusion met no run of a stock scheduler."""
+    seen = view(pipe)
+    clock, indices = Clock(pipe, lambda: seen.noise), list[int]()
+    for _ in range(2):
+        with Handle.building(pipe, "watching") as handle:
+            clock.watch(handle)
+            clock.watch(handle)  # the second method of a recipe
+            handle.add_hook(lambda: seen.denoiser.register_forward_pre_hook(lambda *_: indices.append(clock.now().index)))
+        run(pipe)
+        handle.remove()
+    assert indices == 2 * [0, 1, 2, 3]

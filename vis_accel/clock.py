@@ -93,8 +93,8 @@ class Clock:
     def watch(self, handle: Handle) -> None:
         """Lets the clock run while `handle` lives: methods that read it call this when they are applied."""
         scheduler = self.pipeline.scheduler
-        if hasattr(scheduler, "position") or (self._observed is not None and self._observed[0] is scheduler):
-            return
+        if hasattr(scheduler, "position") or (self._observed is not None and vars(scheduler).get("step") is self._observed[1].step):
+            return  # it keeps its own position, or an earlier method of the recipe has seen to it
         observer = _Observer(scheduler, self._noise())
         handle.swap_item(vars(scheduler), "set_timesteps", observer.set_timesteps)
         handle.swap_item(vars(scheduler), "step", observer.step)

@@ -95,7 +95,7 @@ class Measurer:
 
     def time(self, people: Sequence[Contender]) -> Timings:
         """Times everybody in `people`, interleaved."""
-        by_label = {person.label: person for person in people}
+        by_label = {person.label: person for person in people if not person.recipe.simulated}
         runs = {label: lambda person=person: self._timed_batch(person) for label, person in by_label.items()}
         return interleave(
             runs, rounds=ROUNDS, warmup=0, budget_s=self.timing_seconds, prepare=lambda label: self.stage.enter(by_label[label])
@@ -108,7 +108,7 @@ class Measurer:
         baselines = [base.label for base in self.stage.baselines]
         settings = {"guidance_scale": job.guidance_scale, "batch": self.timing_batch, "dtype": str(pipeline.dtype).removeprefix("torch.")}
         measured: dict[str, Any] = {}
-        if timings is not None:
+        if timings is not None and not person.recipe.simulated:
             measured["speed"] = speed(person.label, timings, baselines, self.timing_batch)
             measured["first_call_seconds"] = timings.first_call[person.label]
             measured["unstable"] = tuple(timings.unstable(person.label))
@@ -127,7 +127,7 @@ class Measurer:
             quality=quality,
             verdict=verdict,
             counters=count(self.stage, person),
-            notes=() if person.handle is None else tuple(f"{name}: {value}" for name, value in person.handle.report().items()),
+            notes=tuple(_notes(person)),
             started=started,
             finished=now(),
             **measured,
@@ -150,3 +150,9 @@ class Measurer:
 
     def _timed_batch(self, person: Contender) -> Tensor:
         return generate(self.opened.pipeline, person.job, range(self.timing_batch))
+
+
+def _notes(person: Contender) -> list[str]:
+    """What the methods of a row say they did."""
+    found = [] if person.handle is None else [f"{name}: {value}" for name, value in person.handle.report().items()]
+    return [*found, "simulated in float: no speed"] if person.recipe.simulated else found

@@ -109,6 +109,11 @@ class Recipe:
         return Recipe(method for method in self.methods if method.family not in ("precision", "compile"))
 
     @property
+    def simulated(self) -> bool:
+        """Whether it rounds in float arithmetic what an integer kernel would do: its quality is real, its speed means nothing."""
+        return any(getattr(method, "simulated", False) for method in self.methods)
+
+    @property
     def compiles(self) -> bool:
         """Whether every new shape of the input costs a compilation."""
         return any(method.family == "compile" for method in self.methods)

@@ -105,6 +105,8 @@ METHODS: dict[str, Entry] = {
                    "ipndm whose first step takes two calls: latent diffusion's own sampler"),
     "pndm":  Entry("vis_accel.samplers.pndm:Pndm", "sampler", "Liu et al. 2022, arXiv:2202.09778",
                    "ipndm behind three Runge-Kutta steps: nine calls more"),
+    "q-diffusion": Entry("vis_accel.precision.q_diffusion:QDiffusion", "precision", "Li et al. 2023, arXiv:2302.04304",
+                         "a denoiser in 8 or fewer bits, with ranges for each step of its run"),
     "restart": Entry("vis_accel.samplers.restart:Restart", "sampler", "Xu et al. 2023, arXiv:2306.14878",
                      "Heun that goes back up with fresh noise and down again: for 40 calls and more"),
     "singlestep": Entry("vis_accel.samplers.singlestep:Singlestep", "sampler", "Lu et al. 2022, arXiv:2206.00927",

@@ -1,0 +1,206 @@
+"""Q-Diffusion: a denoiser in 8 or fewer bits, calibrated over the steps of the very run it will serve.
+
+Paper    Li et al. 2023, arXiv:2302.04304. Calibration inputs from all steps (sec. 3.2): what goes into a layer drifts with time. Where a
+         U-Net concatenates a skip connection, the shortcut convolution sees two distributions side by side, so its input channels and
+         weights are rounded in two groups (sec. 3.3, eq. 6-8). 4-bit weights by adaptive rounding, the first and last layer in 8 bits.
+by-step  one scale and zero point for each call of the run instead of one for all (So et al. 2023, arXiv:2306.02316, tabulated): nothing is
+         added to a call, since the integer kernels take their scale as an argument.
+Float    layers of a row or two an image; where integers are real, also the first layer, the last, and what suits no kernel.
+Real     8-bit weights and activations run on integer kernels. Anything else is rounded in float and says so: simulated, without a speed.
+Cost     a run of `images` images, and for fewer than 8 bits `iterations` small steps a layer.
+Differs  weights are rounded layer by layer (see reconstruct.py); scales of weights are symmetric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vis_accel.errors import ConflictError, NoEffectError, NotApplicableError, UsageError
+from vis_accel.handle import Handle
+from vis_accel.method import Context, Exactness, Family, Method, Touch, option
+from vis_accel.networks import networks_of
+from vis_accel.precision import kernels
+from vis_accel.precision.layers import Layer, candidates, float_layer, leaves_python, produced, reason_against
+from vis_accel.precision.observe import Seen, observed
+from vis_accel.precision.reconstruct import adapted
+from vis_accel.precision.rounding import Range, best_scales, channel_scales, fake_activation, round_activation, round_weight
+
+__all__ = ["QDiffusion", "concatenations"]
+
+Forward = Callable[[Tensor], Tensor]
+KEPT = 4  # inputs of each call kept for adaptive rounding
+EDGE_BITS = 8  # of the first and the last layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class QDiffusion(Method):
+    """A pipeline's denoiser, rounded with ranges of its own run."""
+
+    name: ClassVar[str] = "q-diffusion"
+    family: ClassVar[Family] = "precision"
+    exactness: ClassVar[Exactness] = "approximate"
+    touches: ClassVar[tuple[Touch, ...]] = (Touch("matrix products", "replaces"),)
+
+    weights: Literal[8, 6, 4] = option(8, "the bits of a weight")
+    activations: Literal[8, 6, 4] = option(8, "the bits of an activation")
+    ranges: Literal["by-step", "static"] = option("by-step", "whether each call of a run has ranges of its own")
+    split: bool = option(True, "whether the two halves of a concatenation are rounded apart")
+    rounding: Literal["adaptive", "nearest"] = option("adaptive", "how weights of fewer than 8 bits are rounded")
+    iterations: int = option(500, "the number of optimiser steps a layer, for adaptive rounding", low=1)
+    images: int = option(32, "the number of images of the calibration run", low=1)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the rounding happens in float arithmetic: then its speed means nothing."""
+        return (self.weights, self.activations) != (8, 8)
+
+    def check_target(self, view: Any) -> None:
+        if not hasattr(view, "install_scheduler"):
+            raise NotApplicableError(f"{self.name} is for the denoisers of diffusion pipelines.", hint="int8")
+        network = networks_of(self, view, vae=False)[0]
+        if any(hasattr(vars(module).get("forward"), "bits") for module in network.modules()):
+            raise ConflictError(f"{self.name}: this network is quantized already.", hint="remove the other recipe first")
+        problem = None if self.simulated else kernels.supported()
+        if problem or (not self.simulated and next(network.parameters()).device.type != "cpu"):
+            reason = problem or "the integer kernels are for the CPU"
+            raise NotApplicableError(f"{self} cannot run here: {reason}.", hint="bf16, or fewer bits, simulated")
+
+    def apply(self, target: Any, context: Context) -> Handle:
+        """Runs the recipe once for the ranges, rounds the weights, and puts rounded layers in the place of the float ones."""
+        network = context.view.denoiser
+        joints = concatenations(network) if self.split else {}
+        seen = self._calibrated(target, list(candidates(network)), context, joints)
+        wide = [layer for layer in seen if not layer.few_rows]
+        edges = {wide[0], wide[-1]} if wide else set[Layer]()
+        chosen = [layer for layer in wide if self.simulated or (layer not in edges and reason_against(layer) is None)]
+        if not chosen:
+            raise NoEffectError(f"{self.name} found no layer it could take in {type(network).__name__}.")
+        step = torch.zeros(1, dtype=torch.int64)  # the index of the call that is under way; part of every by-step forward
+        with Handle.building(target, str(self)) as handle:
+            for layer in chosen:
+                bits = (EDGE_BITS, EDGE_BITS) if layer in edges else (self.weights, self.activations)
+                self._replace(handle, layer, seen[layer], bits, joints.get(layer.module), step)
+                seen[layer].forget_inputs()
+            if self.ranges == "by-step":
+                self._follow(handle, network, context, step, calls=len(seen[chosen[0]].low))
+            kind = "simulated in float" if self.simulated else "in integers"
+            split = sum(layer.module in joints for layer in chosen)
+            handle.reports(lambda: {self.name: f"{len(chosen)} layers {kind}, {split} of them split; ranges {self.ranges}"})
+        return handle
+
+    def _calibrated(self, target: Any, layers: list[Layer], context: Context, joints: dict[nn.Module, int]) -> dict[Layer, Seen]:
+        if context.exercise is None:
+            raise UsageError(f"{self.name} takes its ranges from a run of the target; apply it by accelerate().")
+        keep = KEPT if self.weights < 8 and self.rounding == "adaptive" else 0
+        with Handle.building(target, "calibration") as watching:
+            context.run.watch(watching)
+            with observed(layers, lambda: context.run.now().index, keep=keep, joints=joints) as seen:
+                context.exercise(self.images)
+        watching.remove()
+        return seen
+
+    def _replace(self, handle: Handle, layer: Layer, seen: Seen, bits: tuple[int, int], joint: int | None, step: Tensor) -> None:
+        """One layer; with a joint, two layers on the two groups of its input channels."""
+        module = layer.module
+        groups = [(0, module.weight.shape[1])] if joint is None else [(0, joint), (joint, module.weight.shape[1])]
+        views = [seen] if joint is None else list(seen.halves)
+        twins = [module] if joint is None else [_sliced(module, *group) for group in groups]
+        parts = [self._part(handle, twin, one, bits, step) for twin, one in zip(twins, views, strict=True)]
+
+        def forward(x: Tensor) -> Tensor:
+            if len(parts) == 1:
+                return parts[0](x)
+            found = parts[0](x[:, : groups[0][1]])
+            for (start, end), part in zip(groups[1:], parts[1:], strict=True):
+                found = found + part(x[:, start:end])
+            return found
+
+        forward.bits = bits  # type: ignore[attr-defined]  # a layer is not rounded twice
+        handle.swap_forward(module, forward)
+
+    def _part(self, handle: Handle, twin: nn.Linear | nn.Conv2d, seen: Seen, bits: tuple[int, int], step: Tensor) -> Forward:
+        """A layer with one group of input channels."""
+        at = sorted(seen.low)
+        found = [seen.range(bits[1], True, index) for index in at] if self.ranges == "by-step" else [seen.range(bits[1], bits[1] < 8)]
+        scales = best_scales(twin.weight, bits[0]) if bits[0] < 8 else channel_scales(twin.weight, bits[0])
+        if seen.whole and bits[0] < 8:
+            inputs = torch.cat(seen.whole)
+            rounded = torch.cat(
+                [fake_activation(x, *found[i if len(found) > 1 else 0]) for i, x in zip(seen.calls, seen.whole, strict=True)]
+            )
+            weight = adapted(twin, scales, bits[0], inputs, rounded, iterations=self.iterations)
+        else:
+            weight = round_weight(twin.weight, scales, bits[0])
+        return _rounded(handle, twin, weight, scales, found, step, real=not self.simulated)
+
+    def _follow(self, handle: Handle, network: nn.Module, context: Context, step: Tensor, *, calls: int) -> None:
+        """Before each call of the network, tells its layers which call of the run it is."""
+        context.run.watch(handle)
+
+        def turn(module: nn.Module, args: Any) -> None:
+            moment = context.run.now()
+            if moment.calls != calls:
+                raise UsageError(
+                    f"{self.name} was calibrated for runs of {calls} calls; this one has {moment.calls}.",
+                    hint=f"name the steps in the recipe, or {self.name}(ranges='static')",
+                )
+            step.fill_(moment.index)
+
+        handle.add_hook(lambda: network.register_forward_pre_hook(turn, prepend=True))
+
+
+def concatenations(network: nn.Module) -> dict[nn.Module, int]:
+    """Shortcut convolutions that see a skip connection beside the stream: convolution -> channels of the stream, which come first.
+
+    Those of diffusers' U-Nets, whose up blocks concatenate before each of their residual blocks.
+    """
+    found: dict[nn.Module, int] = {}
+    width = getattr(next(reversed(getattr(getattr(network, "mid_block", None), "resnets", None) or [None]), None), "out_channels", None)
+    for block in getattr(network, "up_blocks", ()):
+        for resnet in getattr(block, "resnets", ()):
+            shortcut = getattr(resnet, "conv_shortcut", None)
+            if isinstance(shortcut, nn.Conv2d) and width is not None and width < shortcut.in_channels:
+                found[shortcut] = int(width)
+            width = resnet.out_channels
+    return found
+
+
+def _sliced(module: nn.Linear | nn.Conv2d, start: int, end: int) -> nn.Conv2d:
+    """A convolution that is the module on some of its input channels."""
+    if not isinstance(module, nn.Conv2d):
+        raise UsageError(f"Only convolutions see concatenations; got {type(module).__name__}.")
+    geometry = (module.kernel_size, module.stride, module.padding, module.dilation)
+    twin = nn.Conv2d(end - start, module.out_channels, *geometry, bias=start == 0 and module.bias is not None)  # type: ignore[arg-type]
+    with torch.no_grad():
+        twin.weight.copy_(module.weight[:, start:end])
+        if twin.bias is not None and module.bias is not None:
+            twin.bias.copy_(module.bias)
+    return twin.requires_grad_(False)
+
+
+def _rounded(
+    handle: Handle, module: nn.Linear | nn.Conv2d, weight: Tensor, scales: Tensor, found: list[Range], step: Tensor, *, real: bool
+) -> Forward:
+    """The layer with ranges by step (one for all, if there is one), on integer kernels or simulated."""
+    scale_of, zero_of = torch.tensor([one.scale for one in found]), torch.tensor([one.zero for one in found], dtype=torch.int32)
+    bits, by_step = found[0].bits, len(found) > 1
+    packed = kernels.pack(module, weight, scales) if real else None
+    if packed is not None:
+        handle.at_end(packed.free)
+    values = weight.float() * scales.reshape([-1, *[1] * (weight.ndim - 1)])
+
+    def forward(x: Tensor) -> Tensor:
+        if by_step and leaves_python():
+            raise UsageError("Ranges by step cannot be part of a graph for another runtime.", hint="q-diffusion(ranges='static')")
+        at = step if by_step else torch.zeros_like(step)
+        scale, zero = scale_of.index_select(0, at).reshape(()), zero_of.index_select(0, at).reshape(())
+        if packed is None or leaves_python():
+            return float_layer(module, fake_activation(x, scale, zero, bits), values.to(x.dtype))
+        return packed(round_activation(x, scale, zero, bits).to(torch.uint8), scale, zero, produced(x))
+
+    return forward
