@@ -1,6 +1,6 @@
 """Guidance window: guidance at middle noise levels only; at all others the conditional half alone is evaluated.
 
-Paper    Kynkaanniemi et al. 2024, arXiv:2404.07724: guidance harms at high noise (images of one class grow alike), does nothing at low
+Paper    Kynkäänniemi et al. 2024, arXiv:2404.07724: guidance harms at high noise (images of one class grow alike), does nothing at low
          noise, and helps between.
 Rule     e = e_u + w (e_c - e_u) where lo < sigma <= hi, else e = e_c.
 Space    sigma = noise / signal for data of standard deviation 1, as everywhere here; the paper's ImageNet networks are for data of 0.5,
