@@ -4,7 +4,7 @@
     found.recipe                                   # guidance-window(lo=0.38, hi=3.2) + dpm(steps=10)
 
 Between the noise levels of two calls every edge means the same run, so there are few windows to try: first the upper edge with no lower
-one (Kynkaanniemi et al. 2024, arXiv:2404.07724: the score depends on it most), then the lower edge under the best upper one. The score is
+one (Kynkäänniemi et al. 2024, arXiv:2404.07724: the score depends on it most), then the lower edge under the best upper one. The score is
 KID to real images, which is unbiased in the number of images, on the same seeds for every window. The window found and guidance everywhere
 are then held against each other on seeds that the search has not seen, with the interval of their paired difference.
 

@@ -89,7 +89,7 @@ METHODS: dict[str, Entry] = {
                              "guidance in the first calls only; the rest evaluates the conditional half alone"),
     "guidance-reuse": Entry("vis_accel.guidance.reuse:GuidanceReuse", "guidance", "Lv et al. 2024, arXiv:2410.19355",
                             "the unconditional half is evaluated in every k-th call, its difference kept in between"),
-    "guidance-window": Entry("vis_accel.guidance.window:GuidanceWindow", "guidance", "Kynkaanniemi et al. 2024, arXiv:2404.07724",
+    "guidance-window": Entry("vis_accel.guidance.window:GuidanceWindow", "guidance", "Kynkäänniemi et al. 2024, arXiv:2404.07724",
                              "guidance at middle noise levels only; the conditional half alone at all others"),
     "heun":  Entry("vis_accel.samplers.heun:Heun", "sampler", "Karras et al. 2022, arXiv:2206.00364",
                    "the second-order step with a corrector: two calls a step"),

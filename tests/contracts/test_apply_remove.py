@@ -44,10 +44,14 @@ def picture(pipe: Any) -> Tensor:
 
 
 def state(pipe: Any) -> list[tuple[int, list[tuple[str, int]], list[int]]]:
-    """Names and identities of every attribute, and what hangs in each module's tables."""
+    """Names and identities of every attribute, and what hangs in each module's tables; a stock scheduler's times are new in every run."""
     modules = [m for part in pipe.components.values() if isinstance(part, nn.Module) for m in part.modules()]
     return [
-        (id(part), [(k, id(v)) for k, v in vars(part).items()], [len(v) for v in vars(part).values() if isinstance(v, dict)])
+        (
+            id(part),
+            [(k, id(v) if k != "timesteps" else 0) for k, v in vars(part).items()],
+            [len(v) for v in vars(part).values() if isinstance(v, dict)],
+        )
         for part in (pipe, pipe.scheduler, *modules)
     ]
 

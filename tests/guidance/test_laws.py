@@ -107,6 +107,14 @@ def test_with_guidance_off_nothing_is_mistaken_for_a_half(name: str, recipe: str
         assert "not guided" in handle.report()["no effect"]
 
 
+def test_the_null_class_asked_for_by_hand_is_no_half() -> None:
+    tiny = TINIES["DiTPipeline"]
+    pipe = tiny.build(torch.float32)
+    wanted = tiny.call(pipe, class_labels=[3, 1000])
+    with accelerate(pipe, NONE):
+        assert torch.equal(tiny.call(pipe, class_labels=[3, 1000]), wanted)
+
+
 @pytest.mark.parametrize("name", GUIDED)
 def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
     tiny = TINIES[name]

@@ -1,13 +1,15 @@
 """Guidance window: guidance at middle noise levels only; at all others the conditional half alone is evaluated.
 
-Paper    Kynkaanniemi et al. 2024, arXiv:2404.07724: guidance harms at high noise (images of one class grow alike), does nothing at low
+Paper    Kynkäänniemi et al. 2024, arXiv:2404.07724: guidance harms at high noise (images of one class grow alike), does nothing at low
          noise, and helps between.
 Rule     e = e_u + w (e_c - e_u) where lo < sigma <= hi, else e = e_c.
 Space    sigma = noise / signal for data of standard deviation 1, as everywhere here; the paper's ImageNet networks are for data of 0.5,
          so their sigmas are twice as large here.
 Cost     1 + (share of the calls in the window) rows an image and call, instead of 2.
-Jumps    e is not continuous in sigma at the edges, and a multistep solver would extrapolate across them. With restart=True the samplers
-         of this package forget their history there, and start again at first order. A stock scheduler offers no way to.
+Jumps    e is not continuous in sigma at the edges, and a multistep solver extrapolates across them. With restart=True the samplers of this
+         package forget their history there, and start again at first order; a stock scheduler offers no way to. It is not the default:
+         on the bundled DiT, at 8 to 20 calls, the step of first order mostly cost more than the extrapolation. Right at an edge neither
+         is accurate: the knots of a run do not lie on it.
 Neutral  guidance-window(lo=0, hi=None).    Not: a window over shares of the steps, which moves when the schedule or their number changes.
 """
 
