@@ -19,7 +19,7 @@ from vis_accel.generation import generate
 from vis_accel.journal import row_key
 from vis_accel.machine import machine, versions
 from vis_accel.record import Quantity, Record
-from vis_accel.rows import count, now, speed, where
+from vis_accel.rows import count, notes, now, speed, where
 from vis_accel.zoo.opened import Opened
 
 __all__ = ["Measurer"]
@@ -124,6 +124,7 @@ class Measurer:
             quality=quality,
             verdict=verdict,
             counters=count(self.stage, person),
+            notes=notes(person),
             started=started,
             finished=now(),
             **measured,

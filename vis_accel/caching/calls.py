@@ -198,10 +198,8 @@ def _refuse_company(cache: Cache, target: Any, context: Context) -> None:
     else:
         what, order = str(solver), getattr(solver, "order", 1)
     if order > HIGHEST_ORDER:
-        raise ConflictError(
-            f"{cache.name} beside {what}: a solver of order {order} extrapolates the errors of reused outputs; up to {HIGHEST_ORDER} is fine.",
-            hint=f"{cache} + dpm(order=2)",
-        )
+        message = f"{cache.name} beside {what}: a solver of order {order} extrapolates the errors of reused outputs."
+        raise ConflictError(message, hint=f"a solver of order {HIGHEST_ORDER} at most, say {cache} + dpm(order=2)")
     for method in context.recipe.methods:
         if method.family == "compile" and getattr(method, "backend", "inductor") != "inductor":
             raise ConflictError(f"{cache.name} beside {method}: that one captures a network once, without its two ways.", hint="compile")

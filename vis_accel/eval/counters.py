@@ -2,7 +2,7 @@
 
 calls   evaluations of the denoiser in time                   the axis of every table
 rows    images passed through it; / images made = NFE         a guided call of batch 2B has 2B rows
-macs    multiply-accumulates of one call                      torch's FLOP counter / 2: matrix products, convolutions, attention
+macs    multiply-accumulates of one call, or of many          torch's FLOP counter / 2: matrix products, convolutions, attention
 memory  the most the process held (CPU), or torch allocated (CUDA), measured in a run of its own: it slows the run down
 """
 
@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vis_accel.errors import RunError, UsageError
 
-__all__ = ["CallCounter", "macs", "peak_memory"]
+__all__ = ["CallCounter", "WorkCounter", "macs", "peak_memory"]
 
 
 class CallCounter:
@@ -55,6 +55,48 @@ class CallCounter:
     def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.calls += 1
         self.rows += _rows([*args, *kwargs.values()])
+
+
+class WorkCounter:
+    """Counts the multiply-accumulates of every call of a module while the context is open: those of a cache differ from call to call.
+
+    What `macs` says of fused layers and integer kernels holds here too. A call is counted between hooks, so what a method does in hooks
+    of its own (a forecast, say) is not.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.macs = 0
+        self._hooks: list[RemovableHandle] = []
+        self._call: Any = None
+
+    def __enter__(self) -> WorkCounter:
+        self.macs = 0
+        self._hooks = [
+            self.module.register_forward_pre_hook(self._begin),
+            self.module.register_forward_hook(self._end, prepend=True, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _begin(self, module: nn.Module, args: object) -> None:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        self._call = FlopCounterMode(display=False), fast
+        self._call[0].__enter__()
+
+    def _end(self, module: nn.Module, args: object, output: object) -> None:
+        if self._call is None:  # the call failed before it was counted
+            return
+        (counter, fast), self._call = self._call, None
+        counter.__exit__(None, None, None)
+        torch.backends.mha.set_fastpath_enabled(fast)
+        self.macs += int(counter.get_total_flops()) // 2
 
 
 def _rows(values: Iterable[object]) -> int:
