@@ -9,8 +9,8 @@ trajectory on equal seeds, its calls, how many of them were full, its multiply-a
 cache row is marked "beaten" when a row without a cache is nearer and at least as fast. Rows and machine go to
 samplers/results/cache-MODEL.json.
 
-`search` begins at every third call and moves one full call at a time while the end of whole runs comes nearer to the uncached end; it prints
-the recipe, and its error on fresh seeds beside that of the even plan.
+`search` begins at every third call and moves one full call at a time while the end of whole runs comes nearer to the uncached end. It
+prints the recipe, and its error on fresh seeds beside that of the even plan.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ def table(found: dict[str, Any]) -> str:
     """The rows as Markdown, fastest first."""
     lines = [
         f"**`{found['model']}`**: root mean square difference from {found['teacher']} on {found['n']} seeds.", "",
-        "| recipe | calls | in full | GMACs an image | images/s | difference | beaten by a shorter schedule |", "|---|---|---|---|---|---|---|",
+        "| recipe | calls | in full | GMACs an image | images/s | difference | beaten by a shorter schedule |",
+        "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in sorted(found["rows"], key=_speed, reverse=True):
         speed = f"{_speed(row):.3g} [{row['interval'][0]:.3g}, {row['interval'][1]:.3g}]"
@@ -145,9 +146,9 @@ def search(model: str, solver: str, cache: str, images: int) -> None:
 
     seen, fresh = range(images), range(images, 3 * images)
     wanted, fresh_wanted = end(solver, seen), end(solver, fresh)
-    calls = (
-        len(pipeline.scheduler.timesteps) if (found := Recipe.parse(solver).methods[0].options().get("steps")) is None else int(str(found))
-    )
+    calls = Recipe.parse(solver).methods[0].options().get("steps")
+    if not isinstance(calls, int):
+        raise SystemExit(f"{solver} must say its number of steps")
 
     def error(full: tuple[int, ...]) -> float:
         found = apart(end(f"{text(full)} + {solver}", seen), wanted)

@@ -169,7 +169,7 @@ def test_solvers_of_high_order_are_refused(sampler: str) -> None:
 def test_a_stock_solver_of_high_order_is_refused() -> None:
     pipe = deeper("DiTPipeline")
     pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, solver_order=3)
-    with pytest.raises(ConflictError, match="order 3|solver of order"):
+    with pytest.raises(ConflictError, match="a solver of order 3"):
         accelerate(pipe, "taylor")
 
 

@@ -1,4 +1,4 @@
-"""What every cache must keep, whoever wrote it: tested the day it is registered, on the networks that tests/caching/deeper.py says it fits."""
+"""What every cache must keep, whoever wrote it: tested the day it is registered, on networks that tests/caching/deeper.py says it fits."""
 
 from __future__ import annotations
 
