@@ -19,7 +19,7 @@ from vis_accel.generation import generate
 from vis_accel.journal import row_key
 from vis_accel.machine import machine, versions
 from vis_accel.record import Quantity, Record
-from vis_accel.rows import count, now, refuse_idle, speed, where
+from vis_accel.rows import count, notes, now, refuse_idle, speed, where
 from vis_accel.zoo.opened import Opened
 
 __all__ = ["Measurer"]
@@ -127,7 +127,7 @@ class Measurer:
             quality=quality,
             verdict=verdict,
             counters=count(self.stage, person),
-            notes=tuple(_notes(person)),
+            notes=notes(person),
             started=started,
             finished=now(),
             **measured,
@@ -150,9 +150,3 @@ class Measurer:
 
     def _timed_batch(self, person: Contender) -> Tensor:
         return generate(self.opened.pipeline, person.job, range(self.timing_batch))
-
-
-def _notes(person: Contender) -> list[str]:
-    """What the methods of a row say they did."""
-    found = [] if person.handle is None else [f"{name}: {value}" for name, value in person.handle.report().items()]
-    return [*found, "simulated in float: no speed"] if person.recipe.simulated else found

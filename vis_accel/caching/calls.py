@@ -161,7 +161,12 @@ class _Hooks:
 
     def report(self) -> Mapping[str, Any]:
         """How many calls reused what earlier ones had computed, and how many were computed in full."""
-        return {"calls reused": self._reused, "calls in full": self._full}
+        found: dict[str, Any] = {"calls reused": self._reused, "calls in full": self._full}
+        if self._full and not self._reused:
+            found["no effect"] = (
+                f"all {self._full} calls were computed in full; a larger interval or threshold, or more steps, would reuse some"
+            )
+        return found
 
     def _past(self, moment: Moment, inputs: Iterable[object]) -> Past:
         run = moment.remember(self, _Run)
@@ -198,10 +203,8 @@ def _refuse_company(cache: Cache, target: Any, context: Context) -> None:
     else:
         what, order = str(solver), getattr(solver, "order", 1)
     if order > HIGHEST_ORDER:
-        raise ConflictError(
-            f"{cache.name} beside {what}: a solver of order {order} extrapolates the errors of reused outputs; up to {HIGHEST_ORDER} is fine.",
-            hint=f"{cache} + dpm(order=2)",
-        )
+        message = f"{cache.name} beside {what}: a solver of order {order} extrapolates the errors of reused outputs."
+        raise ConflictError(message, hint=f"a solver of order {HIGHEST_ORDER} at most, say {cache} + dpm(order=2)")
     for method in context.recipe.methods:
         if method.family == "compile" and getattr(method, "backend", "inductor") != "inductor":
             raise ConflictError(f"{cache.name} beside {method}: that one captures a network once, without its two ways.", hint="compile")

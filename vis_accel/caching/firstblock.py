@@ -1,7 +1,7 @@
 """First-block cache: if the first block changed the stream about as it did in the last full call, the other blocks would have, too.
 
-Paper    Liu et al. 2024, arXiv:2411.19108 (TeaCache), which decides by the change of the first block's modulated input; that of its residual
-         was published as code (ParaAttention, 2025), without a paper.
+Paper    Liu et al. 2024, arXiv:2411.19108 (TeaCache), which decides by the change of the first block's modulated input; deciding by its
+         residual was published as code only (ParaAttention).
 Decision with r = what the first block adds to the stream and r_0 = the same in the last full call: image by image
          |r - r_0|_1 / |r_0|_1, and if the largest of the batch is below `threshold`, all other blocks stand idle and what they added
          together in the last full call is added again. 0 reuses nothing.
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from vis_accel.caching.calls import Cache, Past
@@ -54,7 +55,7 @@ class Firstblock(Cache):
         if len(blocks_of(view.denoiser)) < 2:
             raise NotApplicableError(f"{self.name} needs a transformer of two blocks or more; this one has one.", hint="taylor")
 
-    def gate(self) -> Gate:
+    def gate(self) -> _JudgingGate:
         return _JudgingGate(self.threshold)
 
     def serve(self, moment: Moment, past: Past) -> Sequence[Any] | None:
@@ -62,8 +63,7 @@ class Firstblock(Cache):
             return None
         return past.nodes[-1].made
 
-    def install(self, handle: Handle, network: Any, gate: Gate) -> None:
-        assert isinstance(gate, _JudgingGate)
+    def install(self, handle: Handle, network: Any, gate: Any) -> None:
         first, *middle, last = blocks_of(network)
         gate.add_judge(handle, first)
         gate.add_tail(handle, last)
@@ -77,14 +77,14 @@ class _JudgingGate(Gate):
     def __init__(self, threshold: float) -> None:
         super().__init__()
         self.threshold, self.sources = threshold, 2
-        self.entered: Tensor | None = None
+        self.entered = torch.empty(0)  # the stream behind the first block
 
     def open(self, served: Sequence[Any] | None) -> None:
         super().open(served)
         self.reuse = False
 
     def close(self) -> list[Any]:
-        self.entered = None
+        self.entered = torch.empty(0)
         return super().close()
 
     def add_judge(self, handle: Handle, block: Any) -> None:
@@ -107,7 +107,6 @@ class _JudgingGate(Gate):
                 self.answered = True
                 return with_stream(hidden_in(args, kwargs) + self.served[1], args, kwargs)
             found = plain(*args, **kwargs)
-            assert self.entered is not None
             self.made[1] = stream(found) - self.entered
             return found
 

@@ -5,10 +5,12 @@ Forecast of what each branch (attention, cross-attention, feed-forward) puts out
          computed afresh, so that the stream of the call itself goes through. With the last m + 1 full calls at times t_0 .. t_m,
              F(t) = sum_j w_j F(t_j),    w_j = prod_{i != j} (t - t_i) / (t_j - t_i),
          the polynomial of degree m through them: exact for features that are one. m is at most `order` and grows with history.
-Time     t = log sigma of the clock's levels (lambda = -log sigma gives the same), in which solvers work, not the index of the step:
-         steps are seldom even in it.
-Plan     full are the first three calls, then every `interval`-th, and the last two; or `full`, named. An infinite noise level (the first of a
-         flow model) has no logarithm: its call is full and not remembered.
+Time     t = sigma or log sigma of the clock's levels, in which solvers work (lambda = -log sigma gives what log sigma does), never the
+         index of the step: steps are seldom even in it. On usual schedules steps of sigma shrink along the run, so that a forecast
+         reaches less far than the nodes lie apart and its weights stay small; steps of log sigma grow at the end. On the bundled
+         DiT sigma came nearer, the more so the higher the order.
+Plan     full are the first three calls, then every `interval`-th, and the last two; or `full`, named. An infinite noise level (the
+         first of a flow model) is no time to forecast from: its call is full and not remembered.
 Cost     a cheap call costs norms, modulation and the forecast: (m + 1) multiply-adds an element. Memory: order + 1 outputs of each branch.
          Weights are Python floats, sums are float32 whatever the network computes in.
 Differs  the paper's weights k^i / i! of backward differences are exact up to m = 1 only, and count steps; Newton's through the same
@@ -20,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +48,7 @@ class Taylor(Planned):
 
     Attributes:
         order: degree of the polynomial; 0 reuses the last outputs as they are.
+        time: the variable it is a polynomial of.
     """
 
     name: ClassVar[str] = "taylor"
@@ -53,6 +56,7 @@ class Taylor(Planned):
     others: ClassVar[str] = "deepcache"
 
     order: int = option(2, "the degree of the polynomial through the last full calls", low=0, high=3)
+    time: Literal["sigma", "log-sigma"] = option("sigma", "the variable of the polynomial")
 
     @property
     def depth(self) -> int:
@@ -66,7 +70,8 @@ class Taylor(Planned):
         nodes = [node for node in past.nodes if node.sigma < INFINITE]
         if not nodes or self.due(moment, past):
             return None
-        factors = weights([math.log(node.sigma) for node in nodes], math.log(moment.sigma))
+        time = math.log if self.time == "log-sigma" else float
+        factors = weights([time(node.sigma) for node in nodes], time(moment.sigma))
         return [tree_map(lambda *parts: _sum(factors, parts), *(node.made[i] for node in nodes)) for i in range(len(nodes[0].made))]
 
     def install(self, handle: Handle, network: Any, gate: Gate) -> None:
