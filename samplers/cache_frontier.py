@@ -3,6 +3,7 @@
     python samplers/cache_frontier.py measure --model cifar10-dit        paired distance and speed of every row, 64 seeds
     python samplers/cache_frontier.py table --model cifar10-dit          what was measured, as Markdown
     python samplers/cache_frontier.py search --model cifar10-unet        which calls to compute in full, for one number of calls
+    python samplers/cache_frontier.py calibrate --model cifar10-dit --full 14     the threshold of firstblock for so many full calls
 
 A row is the root mean square difference of the samples the network ends with (latents or pixels, of about unit size) from a converged
 trajectory on equal seeds, its calls, how many of them were full, its multiply-accumulates, and its images a second, all rows interleaved. A
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from vis_accel import accelerate, load
 from vis_accel.caching.schedule import exchange
+from vis_accel.caching.thresholds import first_changes, threshold_for
 from vis_accel.contenders import Stage
 from vis_accel.eval.speed import interleave, median_interval
 from vis_accel.files import write_atomic
@@ -161,21 +163,37 @@ def search(model: str, solver: str, cache: str, images: int) -> None:
     print(f"on the seeds of the search: {least:.5f}; on fresh ones, the even plan first: {told}")
 
 
+def calibrate(model: str, solver: str, full: int, images: int, most: int = 3) -> None:
+    """Prints the threshold of firstblock for `full` full calls, and what a run with it does."""
+    pipeline: Any = load(model)
+    pipeline.set_progress_bar_config(disable=True)
+    job = Job(**describe(model).job)
+    with accelerate(pipeline, solver):
+        changes = first_changes(pipeline.transformer, lambda: generate(pipeline, job, range(images)))
+    recipe = f"firstblock(threshold={threshold_for(changes, full, most)}, most={most}) + {solver}"
+    with accelerate(pipeline, recipe) as handle:
+        generate(pipeline, job, range(images))
+        print(recipe, handle.report())
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "table", "search"))
+    parser.add_argument("what", choices=("measure", "table", "search", "calibrate"))
     parser.add_argument("--model", required=True, choices=sorted(CACHES))
     parser.add_argument("--images", type=int, default=None, help="seeds a row: 64, or 16 in a search")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="of the rows without a cache")
     parser.add_argument("--cached-steps", type=int, nargs="+", default=CACHED_STEPS, help="of the rows with one")
-    parser.add_argument("--solver", default="ddim(steps=30)", help="for search: one call a step")
+    parser.add_argument("--solver", default="ddim(steps=30)", help="for search and calibrate: one call a step")
     parser.add_argument("--cache", default=None, help="for search: without interval or full calls")
+    parser.add_argument("--full", type=int, default=14, help="for calibrate: the number of full calls")
     given = parser.parse_args()
     with torch.inference_mode():
         if given.what == "measure":
             measure(given.model, given.images or IMAGES, tuple(given.steps), tuple(given.cached_steps))
         elif given.what == "table":
             print(table(json.loads((RESULTS / f"cache-{given.model}.json").read_text())))
+        elif given.what == "calibrate":
+            calibrate(given.model, given.solver, given.full, given.images or 16)
         else:
             default = "deepcache(branch=3)" if given.model == "cifar10-unet" else "taylor"
             search(given.model, given.solver, given.cache or default, given.images or 16)
