@@ -207,6 +207,7 @@ def test_a_file_that_does_not_agree_is_not_written(off: float, tmp_path: Path, m
         ({"images": torch.zeros(0, 3, 32, 32)}, "images must be"),
         ({"recipe": "tome(r=9)"}, "above the limit of 8"),
         ({"recipe": "compile"}, "not written into a file"),
+        ({"recipe": "int8"}, "not written into a file"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], words: str, tmp_path: Path) -> None:

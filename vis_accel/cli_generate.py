@@ -47,7 +47,7 @@ def run(
     job.check(pipeline)
     output.mkdir(parents=True, exist_ok=True)
     paths: list[str] = []
-    with accelerate(pipeline, parsed) if parsed is not None else nullcontext():
+    with accelerate(pipeline, parsed, calibration=job) if parsed is not None else nullcontext():
         started = time.perf_counter()
         for start in range(0, count, batch):
             indices = range(start, min(start + batch, count))

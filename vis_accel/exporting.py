@@ -164,8 +164,9 @@ def _check(model: nn.Module, format: str, batch: int, opset: int | None, recipe:
         raise UsageError(f"A model is exported in float32; this one has weights in {sorted(map(str, kinds))}.", hint="model.float()")
     if twice:
         raise UsageError("This model is under a recipe: it is exported as it stands.", hint="remove its handle, and give recipe= and size=")
-    if late := [method.name for method in recipe.methods if method.family == "compile"]:
-        raise UsageError(f"{late[0]} is of the machine that runs a model, and is not written into a file.", hint="leave it out")
+    if late := [method.name for method in recipe.methods if method.family in ("compile", "precision")]:
+        message = f"{late[0]} is of the machine that runs a model, and is not written into a file."
+        raise UsageError(message, hint="leave it out; the program that runs the file has a precision of its own")
     if format == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             try:
