@@ -59,6 +59,8 @@ METHODS: dict[str, Entry] = {
                    "ancestral sampling: every step adds fresh noise"),
     "deis":  Entry("vis_accel.samplers.deis:Deis", "sampler", "Zhang and Chen 2022, arXiv:2204.13902",
                    "exponential integrator with extrapolated noise, orders 1 to 4: one call a step"),
+    "distilled": Entry("vis_accel.students.distilled:Distilled", "weights", "Luo et al. 2023, arXiv:2310.04378",
+                       "a few-step student with guidance in its weights and its own sampler: one row a call"),
     "dpm":   Entry("vis_accel.samplers.dpm:Dpm", "sampler", "Lu et al. 2022, arXiv:2206.00927",
                    "DPM-Solver, multistep, orders 1 to 3: one call a step"),
     "dpm-sde": Entry("vis_accel.samplers.sde:DpmSde", "sampler", "Lu et al. 2022, arXiv:2211.01095",

@@ -104,7 +104,8 @@ class ConsistencyTask(StudentTask):
         return self.function(model, starts / float(space.alpha(self.sigmas[-1])), places, labels)
 
     def addon(self) -> tuple[str, dict[str, Any]]:
-        return "distilled", {"student": "consistency", "knots": self.knots, "guidance": self.teacher.guidance}
+        facts = {"student": "consistency", "knots": self.knots, "guidance": self.teacher.guidance}
+        return "distilled", facts | {"boundary": "lcm" if self.teacher.latent else "edm"}
 
     def scheduler(self) -> Any:
         from diffusers import LCMScheduler
