@@ -38,7 +38,7 @@ def distill(
     high: Annotated[float, typer.Option("--high", help="guidance: the largest.")] = 8.0,
     knots: Annotated[int | None, typer.Option("--knots", help="consistency: noise levels it is trained at. Default: 25.")] = None,
     solver: Annotated[Step | None, typer.Option("--solver", help="consistency: the teacher's step. Default: ddim on latents.")] = None,
-    ends: Annotated[float | None, typer.Option("--ends", help="consistency: share that learns whole paths. Default: 0.25.")] = None,
+    ends: Annotated[float | None, typer.Option("--ends", help="consistency: share that learns whole paths. Default: 0.5.")] = None,
     target_decay: Annotated[float | None, typer.Option("--target-decay", help="consistency: of the target. Default: 0.95.")] = None,
     student_steps: Annotated[int | None, typer.Option("--student-steps", help="progressive: half the teacher's. Default: 4.")] = None,
     dropout: Annotated[float, typer.Option("--dropout", help="Of the student, if its network has any.")] = 0.0,

@@ -34,7 +34,7 @@ class DistillOptions:
     high: float = 8.0  # guidance: the largest
     knots: int | None = None  # consistency: noise levels between which it is consistent; None: 25
     solver: str | None = None  # consistency: the teacher's step; None: ddim on latents, heun on pixels
-    ends: float | None = None  # consistency: share of the batch that learns the ends of the teacher's sampled paths; None: 0.25
+    ends: float | None = None  # consistency: share of the batch that learns the ends of the teacher's sampled paths; None: 0.5
     target_decay: float | None = None  # consistency: of the target network; None: 0.95
     student_steps: int | None = None  # progressive: of the student; the teacher takes twice as many; None: 4
     dropout: float = 0.0  # of the student, if its network has any

@@ -90,16 +90,39 @@ def _pools(options: DistillOptions, teacher: Teacher, first: bool, say: Callable
 
     from vis_accel.addons import identity
 
-    def make(count: int, seed: int) -> pool.Pool:
-        return pool.sampled(teacher, count, sampler=options.sampler, seed=seed, report=say)
+    sigmas = _levels(options, teacher)
 
-    held_out = make(_HELD_OUT, _HELD_OUT_SEED)
+    def paths(count: int, seed: int) -> pool.Pool:
+        return pool.sampled(teacher, count, sampler=options.sampler, place=len(sigmas) - 1, seed=seed, report=say)
+
+    def make() -> pool.Pool:
+        pure = paths(options.samples, options.seed * 10**6)
+        if len(sigmas) < 3:
+            return pure
+        return pure.joined(pool.again(teacher, pure, sigmas, sampler=options.sampler, seed=options.seed, report=say))
+
+    held_out = paths(_HELD_OUT, _HELD_OUT_SEED)
     if options.data is not None:
         return pool.of_images(teacher, options.data), held_out
-    facts = {"model": identity(teacher.network), "guidance": teacher.guidance, "count": options.samples, "sampler": options.sampler}
-    facts |= {"seed": options.seed}
+    facts: dict[str, Any] = {
+        "model": identity(teacher.network),
+        "guidance": teacher.guidance,
+        "count": options.samples,
+        "sampler": options.sampler,
+    }
+    facts |= {"seed": options.seed, "sigmas": sigmas.tolist()}
     with PartialState().main_process_first():  # the others read what the first wrote
-        return pool.kept(options.output / _POOL, facts, lambda: make(options.samples, options.seed * 10**6)), held_out
+        return pool.kept(options.output / _POOL, facts, make), held_out
+
+
+def _levels(options: DistillOptions, teacher: Teacher) -> torch.Tensor:
+    """Noise levels of the knots a student is trained at, rising; where it knows all of them, the highest alone."""
+    from vis_accel.distillation.consistency import grid_times
+    from vis_accel.students.train_consistency import knots
+
+    if options.method != "consistency":
+        return torch.tensor([teacher.noise.sigma_max])
+    return teacher.sigmas(torch.tensor(grid_times(knots(options), teacher.noise.times)))
 
 
 def _task(options: DistillOptions, teacher: Teacher, examples: pool.Pool, held_out: pool.Pool) -> StudentTask:

@@ -75,7 +75,7 @@ class StudentTask(ABC):
 
     @abstractmethod
     def end(self, model: nn.Module, starts: Tensor, labels: Tensor) -> Tensor:
-        """Where the student takes unit noise (n x C x H x W) by the least of its calls."""
+        """Where the student takes pure noise (n x C x H x W, data scale 1) by the least of its calls."""
 
     @abstractmethod
     def addon(self) -> tuple[str, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Consistency distillation as a task; the equations are in `vis_accel.distillation.consistency`.
 
 Step     of the teacher, from a knot to the next lower one, with its guidance; the student learns where the target network takes the lower
-         point. A share of the batch starts from pure noise whose path was sampled before, and learns the end of that path.
+         point. A share of the batch has starts whose paths were sampled before, from pure noise and from lower knots, and learns their
+         ends.
 Largest  noise: pure, without a trace of an image, since that is what sampling starts from.
 Cost     ddim: a forward of the teacher (two rows an image if guided) and one of the target, a forward and backward of the student.
 """
@@ -21,7 +22,12 @@ from vis_accel.students.pool import Pool
 from vis_accel.students.task import StudentTask
 from vis_accel.students.teacher import Teacher
 
-__all__ = ["ConsistencyTask"]
+__all__ = ["ConsistencyTask", "knots"]
+
+
+def knots(options: DistillOptions) -> int:
+    """How many the student has, that of the identity not counted."""
+    return 25 if options.knots is None else options.knots
 
 
 class ConsistencyTask(StudentTask):
@@ -33,11 +39,11 @@ class ConsistencyTask(StudentTask):
 
     def __init__(self, options: DistillOptions, teacher: Teacher, pool: Pool, held_out: Pool) -> None:
         super().__init__(options, teacher, pool, held_out)
-        self.knots = 25 if options.knots is None else options.knots
+        self.knots = knots(options)
         self.times = torch.tensor(consistency.grid_times(self.knots, teacher.noise.times))
         self.sigmas = teacher.sigmas(self.times)
         self.solver = options.solver or ("ddim" if teacher.latent else "heun")
-        self.ends = 0.0 if pool.starts is None else 0.25 if options.ends is None else options.ends
+        self.ends = 0.0 if pool.starts is None else 0.5 if options.ends is None else options.ends
         self.decay = 0.95 if options.target_decay is None else options.target_decay
         self.width = consistency.huber_width(teacher.shape[0] * teacher.shape[1] * teacher.shape[2])
         self.target: nn.Module = copy.deepcopy(self.model).requires_grad_(False).train()
@@ -71,12 +77,11 @@ class ConsistencyTask(StudentTask):
         noise = torch.randn(count, *self.teacher.shape, generator=generator)
         seed = torch.randint(2**31, (), generator=generator)
         images, labels = self.pool.ends[indices], self.pool.labels[indices]
-        if known:
-            places[:known] = self.knots
-            noise[:known] = self.pool.starts[indices[:known]]  # type: ignore[index]
         sigma = self.sigmas[places]
         pure = noise / space.along(space.alpha(sigma), noise)
         x = torch.where(space.along(places == self.knots, noise).bool(), pure, space.noised(images, noise, sigma))
+        if self.pool.starts is not None and self.pool.places is not None:
+            x[:known], places[:known] = self.pool.starts[indices[:known]], self.pool.places[indices[:known]]
         x, places, labels, images = (part.to(self.device) for part in (x, places, labels, images))
         self.teacher.network.to(self.device)
         self.target.to(self.device)
@@ -101,7 +106,7 @@ class ConsistencyTask(StudentTask):
 
     def end(self, model: nn.Module, starts: Tensor, labels: Tensor) -> Tensor:
         places = torch.full((len(starts),), self.knots, device=starts.device)
-        return self.function(model, starts / float(space.alpha(self.sigmas[-1])), places, labels)
+        return self.function(model, starts, places, labels)
 
     def addon(self) -> tuple[str, dict[str, Any]]:
         facts = {"student": "consistency", "knots": self.knots, "guidance": self.teacher.guidance}
