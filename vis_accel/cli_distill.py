@@ -17,6 +17,7 @@ class Kind(str, enum.Enum):
     consistency = "consistency"
     guidance = "guidance"
     progressive = "progressive"
+    cfg_aware = "cfg-aware"
 
 
 class Step(str, enum.Enum):
@@ -40,7 +41,9 @@ def distill(
     solver: Annotated[Step | None, typer.Option("--solver", help="consistency: the teacher's step. Default: ddim on latents.")] = None,
     ends: Annotated[float | None, typer.Option("--ends", help="consistency: share that learns whole paths. Default: 0.5.")] = None,
     target_decay: Annotated[float | None, typer.Option("--target-decay", help="consistency: of the target. Default: 0.95.")] = None,
-    student_steps: Annotated[int | None, typer.Option("--student-steps", help="progressive: half the teacher's. Default: 4.")] = None,
+    student_steps: Annotated[int | None, typer.Option("--student-steps", help="progressive: in the end. Default: 4.")] = None,
+    teacher_steps: Annotated[int | None, typer.Option("--teacher-steps", help="progressive: at first. Default: four times that.")] = None,
+    guided_share: Annotated[float, typer.Option("--guided-share", help="cfg-aware: of the batches. Default: 0.5.")] = 0.0,
     dropout: Annotated[float, typer.Option("--dropout", help="Of the student, if its network has any.")] = 0.0,
     steps: Annotated[int, typer.Option("--steps", help="Optimiser steps.")] = 4000,
     batch: Annotated[int, typer.Option("--batch", help="Examples a step, over all processes.")] = 128,
@@ -60,7 +63,8 @@ def distill(
     options = DistillOptions(
         model=model, method=method.value, output=output or Path("runs") / f"{Path(model).name}-{method.value}", data=data, samples=samples,
         sampler=sampler, guidance=guidance, low=low, high=high, knots=knots, solver=None if solver is None else solver.value, ends=ends,
-        target_decay=target_decay, student_steps=student_steps, dropout=dropout, steps=steps, batch=batch, learning_rate=learning_rate,
+        target_decay=target_decay, student_steps=student_steps, teacher_steps=teacher_steps, guided_share=guided_share,
+        dropout=dropout, steps=steps, batch=batch, learning_rate=learning_rate,
         ema_decay=ema_decay, evaluations=evaluations, patience=patience, seed=seed, precision=precision, compile=compile, threads=threads,
         resume=resume,
     )  # fmt: skip

@@ -77,6 +77,8 @@ METHODS: dict[str, Entry] = {
                              "Euler with fresh noise in every step: ddim with eta = 1"),
     "evit":  Entry("vis_accel.token_pruning.evit:Evit", "tokens", "Liang et al. 2022, arXiv:2202.07800",
                    "patches the class token does not look at are fused into one, at a few stages"),
+    "guidance-distilled": Entry("vis_accel.students.guidance_distilled:GuidanceDistilled", "weights", "Meng et al. 2023, arXiv:2210.03142",
+                                "a student that takes the guidance scale: one row a call where there were two"),
     "heun":  Entry("vis_accel.samplers.heun:Heun", "sampler", "Karras et al. 2022, arXiv:2206.00364",
                    "the second-order step with a corrector: two calls a step"),
     "ipndm": Entry("vis_accel.samplers.adams:Ipndm", "sampler", "Liu et al. 2022, arXiv:2202.09778",

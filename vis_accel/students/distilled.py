@@ -11,7 +11,7 @@ Cost     `steps` calls, a row each.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from vis_accel import addons
@@ -62,10 +62,12 @@ class Distilled(Method):
 
         view = context.view
         found = self._found(view)
-        solver = self._solver(found, view.noise)
+        solver, noise = self._solver(found, view.noise), view.noise
+        if prediction := found.facts.get("prediction"):  # a student of a network that predicted the noise may predict v
+            noise = replace(noise, prediction=prediction)
         with Handle.building(target, str(self)) as handle:
             addons.swap_parameters(handle, view.denoiser, found.tensors)
-            view.install_scheduler(handle, SolverScheduler(solver, view.noise, target.scheduler, target))
+            view.install_scheduler(handle, SolverScheduler(solver, noise, target.scheduler, target))
             if found.facts.get("guidance") is not None:
                 OneRow(target, context.run, float(found.facts["guidance"]), str(self)).install(handle, view.denoiser)
         return handle

@@ -26,7 +26,7 @@ from vis_accel.samplers import sample
 from vis_accel.samplers.solver import Solver
 from vis_accel.students.teacher import Teacher
 
-__all__ = ["Pool", "again", "kept", "of_images", "sampled"]
+__all__ = ["Pool", "again", "kept", "of_images", "sampled", "solver_of"]
 
 _BATCH = 128
 _APART = 0.9  # the first of a path's later knots is that much below its start, or lower
@@ -79,7 +79,7 @@ def sampled(
     Raises:
         UsageError: a recipe that is no solver with steps.
     """
-    solver = _solver(sampler)
+    solver = solver_of(sampler)
     knots = solver.knots(None, teacher.noise)
     if knots[0] < _PURE * teacher.noise.sigma_max:
         raise UsageError(f"{sampler} starts at sigma = {knots[0]:.3g}, not from pure noise.", hint="schedule='karras' or 'trailing'")
@@ -107,7 +107,7 @@ def again(
         sampler: as `sampled`.
         seed: of the fresh noise.
     """
-    solver = _solver(sampler)
+    solver = solver_of(sampler)
     steps = len(solver.knots(None, teacher.noise)) - 1
     knots = replace(solver, steps=2 * steps).knots(None, teacher.noise)
     generator = torch.Generator().manual_seed(seed)
@@ -125,7 +125,12 @@ def again(
     return Pool(torch.cat(ends), pool.labels[order], torch.cat(starts), torch.cat(places))
 
 
-def _solver(sampler: str) -> Solver:
+def solver_of(sampler: str) -> Solver:
+    """The solver that a recipe's text names.
+
+    Raises:
+        UsageError: a recipe that is no solver with a schedule by name.
+    """
     methods = Recipe.parse(sampler).methods
     solver = methods[0] if len(methods) == 1 else None
     if not isinstance(solver, Solver) or isinstance(solver.schedule, tuple):

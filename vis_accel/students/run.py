@@ -17,12 +17,16 @@ from typing import Any
 import torch
 
 from vis_accel import training
+from vis_accel.checkpoint import read_checkpoint
+from vis_accel.distillation.consistency import grid_times
 from vis_accel.errors import RunError, UsageError
 from vis_accel.files import write_atomic
 from vis_accel.students import pool
 from vis_accel.students.options import DistillOptions
-from vis_accel.students.task import StudentTask
 from vis_accel.students.teacher import Teacher, open_teacher
+from vis_accel.students.train_consistency import ConsistencyTask, knots
+from vis_accel.students.train_guidance import GuidanceTask
+from vis_accel.students.train_progressive import ProgressiveTask, Stage, stages
 
 __all__ = ["Distilled", "distill"]
 
@@ -67,9 +71,33 @@ def distill(options: DistillOptions, *, report: Callable[[str], None] = lambda l
         raise UsageError(f"{options.output} is finished: there is nothing to resume.", hint="give another --output to train again")
     _record(options, first)
     teacher = _teacher(options)
-    task = _task(options, teacher, *_pools(options, teacher, first, say))
-    result = training.train(task, _config(options), output=options.output, resume=options.resume, report=say)
+    parts = stages(options, teacher.noise.prediction) if options.method in ("progressive", "cfg-aware") else ()
+    examples, held_out = _pools(options, teacher, first, say)
+    if options.batch > len(examples):
+        raise UsageError(f"--batch {options.batch} is more than the {len(examples)} examples.", hint=f"--samples {options.batch}")
+    if parts:
+        result = _halve(options, teacher, examples, held_out, parts, say)
+    else:
+        task = (ConsistencyTask if options.method == "consistency" else GuidanceTask)(options, teacher, examples, held_out)
+        result = training.train(task, _config(options), output=options.output, resume=options.resume, report=say)
     return Distilled(options.output, result.scores, result.seconds)
+
+
+def _halve(
+    options: DistillOptions, base: Teacher, examples: pool.Pool, held_out: pool.Pool, parts: tuple[Stage, ...], say: Callable[[str], None]
+) -> training.TrainingResult:
+    """Trains the students of a progressive distillation one after the other, each in a folder of its own but the last."""
+    teacher = base
+    for number, stage in enumerate(parts[:-1], start=1):
+        task = ProgressiveTask(options, base, examples, held_out, teacher=teacher, stage=stage)
+        folder = options.output / f"stage-{number}"
+        if not (options.resume and (folder / training.HISTORY).exists()):
+            say(f"stage {number} of {len(parts)}: {stage.steps} steps" + ("" if stage.halves else ", noise to v"))
+            training.train(task, _config(options), output=folder, resume=options.resume, report=say)
+        teacher = task.graduated(read_checkpoint(folder / training.CHECKPOINT)[1].tensors)
+    say(f"stage {len(parts)} of {len(parts)}: {parts[-1].steps} steps")
+    task = ProgressiveTask(options, base, examples, held_out, teacher=teacher, stage=parts[-1])
+    return training.train(task, _config(options), output=options.output, resume=options.resume, report=say)
 
 
 def _teacher(options: DistillOptions) -> Teacher:
@@ -117,20 +145,9 @@ def _pools(options: DistillOptions, teacher: Teacher, first: bool, say: Callable
 
 def _levels(options: DistillOptions, teacher: Teacher) -> torch.Tensor:
     """Noise levels of the knots a student is trained at, rising; where it knows all of them, the highest alone."""
-    from vis_accel.distillation.consistency import grid_times
-    from vis_accel.students.train_consistency import knots
-
     if options.method != "consistency":
         return torch.tensor([teacher.noise.sigma_max])
     return teacher.sigmas(torch.tensor(grid_times(knots(options), teacher.noise.times)))
-
-
-def _task(options: DistillOptions, teacher: Teacher, examples: pool.Pool, held_out: pool.Pool) -> StudentTask:
-    from vis_accel.students.train_consistency import ConsistencyTask
-
-    if options.batch > len(examples):
-        raise UsageError(f"--batch {options.batch} is more than the {len(examples)} examples.", hint=f"--samples {options.batch}")
-    return ConsistencyTask(options, teacher, examples, held_out)
 
 
 def _config(options: DistillOptions) -> training.TrainingConfig:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from vis_accel import addons
+from vis_accel.errors import RunError
+from vis_accel.generation import Job
 from vis_accel.students.options import DistillOptions
 from vis_accel.students.pool import Pool
 from vis_accel.students.teacher import Teacher
@@ -86,8 +88,23 @@ class StudentTask(ABC):
         """Of diffusers, for the student's own folder."""
 
     @abstractmethod
-    def grid_job(self) -> Any:
+    def grid_job(self) -> Job:
         """What the picture shows."""
+
+    def class_rows(self, steps: int) -> Job:
+        """Ten samples of each of ten classes, a class a row, unguided: guidance is in the weights."""
+        if not self.teacher.classes:
+            return Job(steps=steps)
+        labels = tuple(row * self.teacher.classes // _ROWS for row in range(_ROWS) for _ in range(_ROWS))
+        return Job(class_labels=labels, guidance_scale=1.0, steps=steps)
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """The stock network that `model` is."""
+        return model
+
+    def tensors(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The state of the teacher's architecture, and what the student has besides."""
+        return model.state_dict(), {}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -122,18 +139,21 @@ class StudentTask(ABC):
         """Writes what the student's weights differ by from the teacher's."""
         method, facts = self.addon()
         base = self.teacher.network.cpu()
-        own = base.state_dict()
-        changed = {name: value for name, value in model.state_dict().items() if name in own and not torch.equal(value.cpu(), own[name])}
-        extra = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items() if name not in own}
+        own, (state, besides) = base.state_dict(), self.tensors(model)
+        changed = {name: value for name, value in state.items() if not torch.equal(value.cpu(), own[name])}
+        if not changed:
+            raise RunError("The student is its teacher: training changed no weight.", hint="more --steps, a higher --learning-rate")
+        tensors = addons.differences(base, changed) | {name: value.to(torch.bfloat16) for name, value in besides.items()}
         facts = facts | {"model": self.options.model, "training": self.options.recorded()}
-        addons.save(path, addons.differences(base, changed) | extra, method=method, model=base, facts=facts)
+        addons.save(path, tensors, method=method, model=base, facts=facts)
 
     def pipeline(self, model: nn.Module) -> Any:
         """A stock pipeline with the student's network."""
         old = self.teacher.pipeline
+        network = self.network(model)
         if not self.teacher.classes:
-            return type(old)(unet=model, scheduler=self.scheduler())
+            return type(old)(unet=network, scheduler=self.scheduler())
         names = {index: name for name, index in (old.labels or {}).items()} or None
-        made = type(old)(transformer=model, vae=old.vae, scheduler=self.scheduler(), id2label=names)
+        made = type(old)(transformer=network, vae=old.vae, scheduler=self.scheduler(), id2label=names)
         made.register_to_config(id2label=names)  # its constructor does not, and the names would be lost with the folder
         return made

@@ -88,6 +88,13 @@ class Teacher:
         image = space.denoised(self.output(network, x, sigma, times, labels), x, sigma, self.noise.prediction)
         return image if self.noise.clip is None else image.clamp(-self.noise.clip, self.noise.clip)
 
+    def guided_output(self, x: Tensor, sigma: Tensor, times: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+        """The teacher's own output with guidance `scale` (B), as a pipeline guides it: outputs are mixed, not images."""
+        twice, levels, when = (torch.cat([part, part]) for part in (x, sigma, times))
+        halves = self.output(self.network, twice, levels, when, torch.cat([labels, torch.full_like(labels, self.null)]))
+        conditional, unconditional = halves.chunk(2)
+        return space.guided(conditional, unconditional, scale)
+
     def guided(self, x: Tensor, sigma: Tensor, times: Tensor, labels: Tensor, scale: float | Tensor | None = None) -> Tensor:
         """The teacher's own D with guidance, `scale` or its own."""
         w = self.guidance if scale is None else scale

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vis_accel.distillation import consistency, space
+from vis_accel.generation import Job
 from vis_accel.students.options import DistillOptions
 from vis_accel.students.pool import Pool
 from vis_accel.students.task import StudentTask
@@ -117,10 +118,5 @@ class ConsistencyTask(StudentTask):
 
         return LCMScheduler.from_config(self.teacher.pipeline.scheduler.config, original_inference_steps=self.knots)
 
-    def grid_job(self) -> Any:
-        from vis_accel.generation import Job
-
-        if not self.teacher.classes:
-            return Job(steps=4)
-        by_row = tuple(row * self.teacher.classes // 10 for row in range(10) for _ in range(10))
-        return Job(class_labels=by_row, guidance_scale=1.0, steps=4)
+    def grid_job(self) -> Job:
+        return self.class_rows(steps=4)
