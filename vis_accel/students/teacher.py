@@ -21,6 +21,7 @@ from vis_accel.distillation import space
 from vis_accel.errors import NotApplicableError, UsageError
 from vis_accel.pipelines import PipelineView, view
 from vis_accel.samplers.noise import NoiseModel
+from vis_accel.students.halves import NULL_CLASS
 
 __all__ = ["Teacher", "open_teacher", "without_dropout"]
 
@@ -55,7 +56,7 @@ class Teacher:
     @property
     def null(self) -> int:
         """The class that stands for none."""
-        return int(self.network.config.num_embeds_ada_norm) if self.classes else 0  # type: ignore[union-attr, arg-type]
+        return NULL_CLASS
 
     @property
     def latent(self) -> bool:
