@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_guidance_of_one_is_none_and_a_scale_goes_to_its_row() -> None:
 
 
 def ddim_from(x: Tensor, *sigmas: Tensor) -> Tensor:
-    for s, t in zip(sigmas, sigmas[1:], strict=False):
+    for s, t in pairwise(sigmas):
         x = space.ddim_step(x, mixture.denoise(x, s), s, t)
     return x
 

@@ -55,13 +55,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in made}
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few held-out paths, and pictures of four samples."""
+    monkeypatch.setattr("vis_accel.students.run._HELD_OUT", 8)
+    monkeypatch.setattr("vis_accel.students.task._ROWS", 2)
+
+
 @pytest.fixture
 def options(folders: dict[str, Path], tmp_path: Path) -> Callable[..., DistillOptions]:
     """Options of a run of a few steps."""
 
     def made(kind: str = "dit", **changes: Any) -> DistillOptions:
         plain: dict[str, Any] = {
-            "model": str(folders[kind]), "output": tmp_path / "out", "guidance": None if kind == "ddpm" else GUIDANCE, "samples": 256,
+            "model": str(folders[kind]), "output": tmp_path / "out", "guidance": None if kind == "ddpm" else GUIDANCE, "samples": 48,
             "sampler": "ddim(steps=2, schedule='trailing')", "steps": 3, "batch": 16, "precision": "no", "evaluations": 0,
             "learning_rate": 1e-3,
         }  # fmt: skip

@@ -32,7 +32,7 @@ def teacher(folders: dict[str, Path]) -> Teacher:
 
 @pytest.fixture
 def pool(teacher: Teacher) -> Pool:
-    return sampled(teacher, 256, sampler="ddim(steps=2, schedule='trailing')", place=25)
+    return sampled(teacher, 64, sampler="ddim(steps=2, schedule='trailing')", place=25)
 
 
 def points(teacher: Teacher, count: int, place: int) -> tuple[torch.Tensor, ...]:
@@ -152,11 +152,12 @@ def test_paths_end_where_the_solver_takes_their_starts(teacher: Teacher, pool: P
     sigmas = torch.tensor([0.01, 0.5, 2.0, 8.0, teacher.noise.sigma_max])
     more = again(teacher, pool, sigmas, sampler="ddim(steps=2, schedule='trailing')")
     assert set(more.places.tolist()) == {1, 2}  # type: ignore[union-attr]
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     both = pool.joined(more)
-    assert len(both) == 512
+    assert len(both) == 128
     for place in (1, 2):
         rows = more.places == place
-        noise = more.starts[rows] - pool.ends[torch.randperm(256, generator=torch.Generator().manual_seed(0))][rows]  # type: ignore[index]
+        noise = more.starts[rows] - pool.ends[order][rows]  # type: ignore[index]
         assert noise.std() == pytest.approx(float(sigmas[place]), rel=0.1)
 
 

@@ -64,7 +64,7 @@ class DistillOptions:
             if value is not None and value not in allowed:
                 raise UnknownNameError.of(f"--{name}", str(value), allowed)
         ranges = (
-            ("samples", 256, 10**8), ("guidance", 1, 100), ("low", 1, 100), ("high", 1, 100), ("knots", 2, 1000), ("ends", 0, 1),
+            ("samples", 16, 10**8), ("guidance", 1, 100), ("low", 1, 100), ("high", 1, 100), ("knots", 2, 1000), ("ends", 0, 1),
             ("target_decay", 0, 0.9999), ("student_steps", 1, 4096), ("teacher_steps", 2, 4096),
             ("guided_share", 0, 1), ("dropout", 0, 0.9), ("steps", 1, 10**8), ("batch", 1, 10**6),
             ("learning_rate", 1e-9, 1), ("ema_decay", 0, 0.99999), ("evaluations", 0, 10**6), ("patience", 1, 10**6),
