@@ -38,7 +38,7 @@ def test_a_consistency_student_is_a_stock_folder_and_an_addon(options: Options) 
     asked = options(evaluations=1)
     done = distill(asked)
     assert set(done.scores) == {"end_error"}
-    assert (done.folder / "grid.png").stat().st_size > 1000
+    assert (done.folder / "grid.png").stat().st_size > 200
     stock = diffusers.DiTPipeline.from_pretrained(done.folder / "pipeline")
     assert type(stock.scheduler) is diffusers.LCMScheduler
     assert stock.scheduler.config.original_inference_steps == 25

@@ -151,11 +151,11 @@ def test_paths_end_where_the_solver_takes_their_starts(teacher: Teacher, pool: P
     assert (pool.ends[:6] - theirs).norm() < 0.02 * theirs.norm()
     sigmas = torch.tensor([0.01, 0.5, 2.0, 8.0, teacher.noise.sigma_max])
     more = again(teacher, pool, sigmas, sampler="ddim(steps=2, schedule='trailing')")
-    assert set(more.places.tolist()) == {1, 2}  # type: ignore[union-attr]
+    assert set(more.places.tolist()) == {1, 2, 3}  # type: ignore[union-attr]
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     both = pool.joined(more)
     assert len(both) == 128
-    for place in (1, 2):
+    for place in (1, 2, 3):
         rows = more.places == place
         noise = more.starts[rows] - pool.ends[order][rows]  # type: ignore[index]
         assert noise.std() == pytest.approx(float(sigmas[place]), rel=0.1)

@@ -113,8 +113,9 @@ def again(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(pool), generator=generator)
     starts, ends, places = [], [], []
-    for turn, rows in enumerate(order.split(_BATCH)):
-        place = 1 + turn % (len(sigmas) - 2)
+    inner = len(sigmas) - 2
+    for turn, rows in enumerate(order.split(min(_BATCH, -(-len(pool) // inner)))):  # every knot gets its share of a small pool too
+        place = 1 + turn % inner
         sigma = float(sigmas[place])
         x = pool.ends[rows] + sigma * torch.randn(len(rows), *teacher.shape, generator=generator)
         starts.append(x)
