@@ -59,13 +59,14 @@ def check_name(method: Method, option: str) -> None:
         raise method.refused(option, "must be a name or a path")
 
 
-def find(method: str, model: nn.Module, name: str | None = None) -> Addon:
+def find(method: str, model: nn.Module, name: str | None = None, *, how: str | None = None) -> Addon:
     """The add-on that `method` needs on `model`.
 
     Args:
         method: the name of the method.
         model: what it is put on.
         name: of an add-on that ships, or the path of a file; None: the one that ships for this model.
+        how: to get one, for the message that none ships.
 
     Raises:
         NotApplicableError: none was trained for this model (how to get one is in the hint), or the one named is another model's.
@@ -78,7 +79,7 @@ def find(method: str, model: nn.Module, name: str | None = None) -> Addon:
         if not fitting:
             raise NotApplicableError(
                 f"{method} needs trained parameters, and none ship for this {type(model).__name__}.",
-                hint=f"train them: python token_pruning/train.py {method} --help; then {method}(weights='FILE.safetensors')",
+                hint=how or f"train them: python token_pruning/train.py {method} --help; then {method}(weights='FILE.safetensors')",
             )
         return _read(fitting[0])
     path = there.get(name) or Path(name).expanduser()

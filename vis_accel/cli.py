@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vis_accel.cli_distill import distill
 from vis_accel.cli_finetune import finetune
 from vis_accel.errors import UsageError, VisAccelError
 
@@ -286,6 +287,7 @@ def doctor(format: Formatted = Format.auto) -> None:
 
 
 app.command()(finetune)
+app.command()(distill)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -70,7 +70,9 @@ class Task(Protocol):
     """What is trained. The trainer calls these and nothing else.
 
     A task may also have `lr_scales`, a mapping from names of the model's parameters to what their learning rate is multiplied by (1 for
-    those not in it); `begin_step(step)`, called before each batch; and `stop(history)`, asked after each evaluation whether to end early.
+    those not in it); `begin_step(step)`, called before each batch; `end_step(step)`, called after the weights have changed;
+    `companions`, networks by name that are trained along (a moving average of its own) and belong into the checkpoint; and
+    `stop(history)`, asked after each evaluation whether to end early.
     """
 
     @property
@@ -210,6 +212,8 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(self.task.model, step=step)
+        if end := getattr(self.task, "end_step", None):
+            end(step)
         self.losses.append(loss.detach())
         self.step = step + 1
         self._watch()
@@ -264,7 +268,7 @@ class _Run:
         write_checkpoint(self.output / CHECKPOINT, facts, self._networks(), self.optimizer.optimizer)
 
     def _networks(self) -> dict[str, nn.Module]:
-        return {"model": self.task.model, "ema": self.ema.module}
+        return {"model": self.task.model, "ema": self.ema.module, **getattr(self.task, "companions", {})}
 
     def finish(self) -> TrainingResult:
         seconds = self.history[-1]["seconds"] if self.history else 0.0

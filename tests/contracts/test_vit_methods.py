@@ -17,7 +17,8 @@ from vis_accel.method import Context, Exactness, Family, Method, Touch
 from vis_accel.recipe import Recipe
 
 FAMILIES = ("weights", "tokens", "depth")
-NAMES = sorted(name for name, entry in registry.METHODS.items() if entry.family in FAMILIES)
+PIPELINES_ONLY = "vis_accel.students."  # weights of few-step students
+NAMES = sorted(name for name, entry in registry.METHODS.items() if entry.family in FAMILIES and not entry.target.startswith(PIPELINES_ONLY))
 FOR_BOTH = ("channels-last",)  # methods of these families that fit pipelines too
 
 
