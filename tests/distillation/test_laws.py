@@ -252,6 +252,23 @@ def test_several_steps_of_the_exact_function_give_the_mixture_again() -> None:
     assert torch.equal(sample(end, Consistency(), x, (10.0, 0.0)), end(x, 10.0))  # one step draws no noise
 
 
+@pytest.mark.parametrize("fresh", [0.0, 0.6])
+def test_part_of_the_noise_kept_keeps_the_noise_level(fresh: float) -> None:
+    """All images at one point m: f is m, and x - m has the deviation of each knot, however much of it is fresh."""
+    generator = torch.Generator().manual_seed(4)
+    m, seen = 0.7, []
+    x = m + 8 * torch.randn(4000, 1, generator=generator, dtype=torch.float64)
+
+    def answer(points: Tensor, sigma: float) -> Tensor:
+        seen.append(points - m)
+        return torch.full_like(points, m)
+
+    sample(answer, Consistency(fresh=fresh), x, (8.0, 2.0, 0.5, 0.0))
+    assert [float(points.std()) for points in seen] == pytest.approx([8.0, 2.0, 0.5], rel=0.05)
+    kept = float(torch.corrcoef(torch.cat([seen[0].T, seen[1].T]))[0, 1])
+    assert kept == pytest.approx(math.sqrt(1 - fresh**2), abs=0.03)
+
+
 # Guidance
 
 

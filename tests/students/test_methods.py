@@ -156,6 +156,16 @@ def test_steps_go_by_the_multistep_rule(pipe: Any, consistency: str) -> None:
         accelerate(pipe, f"distilled(steps=26, weights='{consistency}')")
 
 
+def test_without_fresh_noise_a_run_is_a_function_of_its_start(pipe: Any, consistency: str) -> None:
+    made = {}
+    for fresh in (0.0, 0.5, 1.0):
+        with accelerate(pipe, f"distilled(steps=3, fresh={fresh}, weights='{consistency}')"):
+            assert pipe.scheduler.solver.fresh == fresh
+            made[fresh] = images(pipe)
+    assert not torch.allclose(made[0.0], made[1.0], atol=1e-3)
+    assert not torch.allclose(made[0.5], made[1.0], atol=1e-3)
+
+
 def test_a_student_of_fixed_steps_takes_no_other(pipe: Any, tmp_path: Path) -> None:
     facts = {"student": "progressive", "steps": 2, "guidance": None, "prediction": "v_prediction"}
     path = write(tmp_path / "p.safetensors", pipe, "distilled", facts)
@@ -164,6 +174,8 @@ def test_a_student_of_fixed_steps_takes_no_other(pipe: Any, tmp_path: Path) -> N
     assert (counter.calls, counter.rows) == (2, 8)  # guidance is outside this one
     with pytest.raises(UsageError, match=r"steps=4.*must be 2, which the student p was trained for"):
         accelerate(pipe, f"distilled(weights='{path}')")
+    with pytest.raises(UsageError, match=r"fresh=0\.5.*belongs to consistency students"):
+        accelerate(pipe, f"distilled(steps=2, fresh=0.5, weights='{path}')")
 
 
 def test_a_student_that_predicts_v_on_a_network_that_predicts_noise(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 Papers   Song et al. 2023, arXiv:2303.01469, Algorithm 1; Luo et al. 2023, arXiv:2310.04378, Algorithm 3.
 Step     at knot s, with D the network's answer, f its consistency function (`vis_accel.distillation.consistency`) and t the next knot:
              x' = f + t z,     and the last step gives f itself.
+         With `fresh` below 1 part of the noise is what x has of it already, e = (x - f) / s:  x' = f + t (sqrt(1 - fresh^2) e + fresh z).
+         At 0 every step stays near the path of the first, and so near what one step gives.
 Needs    a network that was trained to answer with the end of the path. On any other D is the mean of all images that fit x, and so is the
          result: that is why the recipe's method `distilled` puts student and sampler on together, and no row of the registry leads here.
 Knots    whole times k i - 1 among those the student was trained at, spaced as diffusers' LCMScheduler spaces them.
@@ -11,6 +13,7 @@ Cost     one call a step.    Differs: the papers' t is sqrt(t^2 - sigma_0^2), wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,12 +34,14 @@ class Consistency(Solver):
 
     Attributes:
         boundary: how f is made of D: "lcm" (on latents, D itself at every knot) or "edm" (on pixels).
+        fresh: 1 is the papers'.
         data_std: of the images, for "edm".
     """
 
     name: ClassVar[str] = "consistency"
 
     boundary: Literal["lcm", "edm"] = option("lcm", "how the function is made of the network's answer")
+    fresh: float = option(1.0, "the share of fresh noise", low=0, high=1)
     lowest: float = option(0.0, "the noise level where the function is the identity, for edm", low=0)
     data_std: float = option(0.5, "the standard deviation of the images, for edm", above=0)
 
@@ -50,9 +55,10 @@ class Consistency(Solver):
     def solve(self, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None, history: Sequence[Past] = ()) -> Solve:
         for s, t in pairwise(sigmas):
             x, y = yield x, s
-            x = self.function(x, y.denoised, s)
-            if t > 0:
-                x = x + t * draw(noise, x)
+            end = self.function(x, y.denoised, s)
+            if t > 0 and self.fresh < 1:
+                end = end + t * math.sqrt(1 - self.fresh**2) * (x - end) / s
+            x = end + t * self.fresh * draw(noise, x) if t > 0 and self.fresh > 0 else end
         return x
 
     def function(self, x: Tensor, image: Tensor, sigma: float) -> Tensor:

@@ -40,6 +40,7 @@ class Distilled(Method):
     touches: ClassVar[tuple[Touch, ...]] = (Touch("weights", "replaces"), Touch("scheduler", "replaces"), Touch("unconditional half", "replaces"))
 
     steps: int = option(4, "the number of calls", low=1)
+    fresh: float = option(1.0, "the share of fresh noise between the steps of a consistency student", low=0, high=1)
     weights: str | None = option(None, "the name of a student that ships, or a file of vis-accel distill")
 
     def __post_init__(self) -> None:
@@ -88,6 +89,8 @@ class Distilled(Method):
             if self.steps != trained:
                 reason = f"must be {trained}, which the student {found.name} was trained for: its step is that long and no other"
                 raise self.refused("steps", reason)
+            if self.fresh != 1:
+                raise self.refused("fresh", f"belongs to consistency students; {found.name} is a progressive one")
             return Ddim(steps=trained, schedule="trailing")
         if kind != "consistency":
             raise DataError(f"{found.name} is a student of the kind {kind}, which this version does not know.", hint="a newer vis-accel")
@@ -101,4 +104,4 @@ class Distilled(Method):
             raise self.refused("steps", f"must be 1 .. {knots}, the knots that {found.name} was trained at") from error
         sigmas = [noise.sigma_at(float(time)) for time in grid_times(knots, noise.times)]
         options = {"boundary": "lcm"} if found.facts.get("boundary", "lcm") == "lcm" else {"boundary": "edm", "lowest": sigmas[0]}
-        return Consistency(schedule=tuple(sigmas[place] for place in places), **options)
+        return Consistency(schedule=tuple(sigmas[place] for place in places), fresh=self.fresh, **options)
