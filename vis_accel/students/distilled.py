@@ -37,7 +37,11 @@ class Distilled(Method):
     name: ClassVar[str] = "distilled"
     family: ClassVar[Family] = "weights"
     exactness: ClassVar[Exactness] = "approximate"
-    touches: ClassVar[tuple[Touch, ...]] = (Touch("weights", "replaces"), Touch("scheduler", "replaces"), Touch("unconditional half", "replaces"))
+    touches: ClassVar[tuple[Touch, ...]] = (
+        Touch("weights", "replaces"),
+        Touch("scheduler", "replaces"),
+        Touch("unconditional half", "replaces"),
+    )
 
     steps: int = option(4, "the number of calls", low=1)
     fresh: float = option(1.0, "the share of fresh noise between the steps of a consistency student", low=0, high=1)
