@@ -18,17 +18,17 @@ def precision_table() -> str:
 
 
 def _target(found: dict[str, Any]) -> str:
-    head = ["recipe", "ms", "x float32 eager", "x best bf16", "share of ceiling", "SNR, dB", "first call, s"]
+    head = ["recipe", "ms", "x float32 eager", "x best bf16", "share of ceiling", "SNR, dB", "first call, s", "timing unstable"]
     rows = []
     for label, row in sorted(found["rows"].items(), key=lambda item: -item[1].get("seconds", 0)):
         name = f"`{label}`" if " eager" not in label and "all in" not in label else label
         if "error" in row:
-            rows.append([name, f"failed: {row['error']}", *[""] * 5])
+            rows.append([name, f"failed: {row['error']}", *[""] * 6])
             continue
         snr = "" if row.get("snr_db") is None else f"{row['snr_db']:.0f}"
         rows.append([
             name, f"{row['seconds'] * 1e3:.0f}", _ratio(row["over_float32_eager"]), _ratio(row["over_best_bf16"]),
-            f"{100 * row['share_of_ceiling']:.0f}%", snr, f"{row['first_call_s']:.1f}",
+            f"{100 * row['share_of_ceiling']:.0f}%", snr, f"{row['first_call_s']:.1f}" if "first_call_s" in row else "", "yes" if row["unstable"] else "",
         ])  # fmt: skip
     ceilings = "; ".join(f"{name} {value:.0f}" for name, value in found["ceilings_gflops"].items())
     machine = f"{found['machine']['processor']}, {found['threads']} threads"
