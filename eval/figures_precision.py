@@ -26,9 +26,10 @@ def _target(found: dict[str, Any]) -> str:
             rows.append([name, f"failed: {row['error']}", *[""] * 6])
             continue
         snr = "" if row.get("snr_db") is None else f"{row['snr_db']:.0f}"
+        first = f"{row['first_call_s']:.1f}" if "first_call_s" in row else ""
         rows.append([
             name, f"{row['seconds'] * 1e3:.0f}", _ratio(row["over_float32_eager"]), _ratio(row["over_best_bf16"]),
-            f"{100 * row['share_of_ceiling']:.0f}%", snr, f"{row['first_call_s']:.1f}" if "first_call_s" in row else "", "yes" if row["unstable"] else "",
+            f"{100 * row['share_of_ceiling']:.0f}%", snr, first, "yes" if row["unstable"] else "",
         ])  # fmt: skip
     ceilings = "; ".join(f"{name} {value:.0f}" for name, value in found["ceilings_gflops"].items())
     machine = f"{found['machine']['processor']}, {found['threads']} threads"
