@@ -39,7 +39,7 @@ def test_it_can_be_taken_off(name: str) -> None:
         handle = accelerate(pipe, name)
         assert state(pipe) != before
         changed = latents(pipe, images=(0,))
-        assert sum(handle.report().values()) >= 10
+        assert handle.report()["calls reused"] + handle.report()["calls in full"] >= 10
         handle.suspend()
         assert [part[2] for part in state(pipe)] == [part[2] for part in before]
         assert torch.equal(latents(pipe, images=(0,)), plain)

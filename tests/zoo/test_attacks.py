@@ -232,7 +232,7 @@ def test_a_hostile_folder_is_refused(name: str, model: Path, tmp_path: Path) -> 
     start = time.process_time()  # not the clock: other programs run too
     with pytest.raises(VisAccelError, match=said) as caught:
         load(model)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 3  # refused at once: nothing is unpacked, nothing is run
     assert not canary.exists()
     assert not {found for found in set(sys.modules) - modules if "evil" in found or found == "pipeline"}
     assert str(tmp_path) in str(caught.value) or "not installed" in str(caught.value)
