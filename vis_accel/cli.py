@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vis_accel.cli_app import app as serve
 from vis_accel.cli_finetune import finetune
 from vis_accel.errors import UsageError, VisAccelError
 
@@ -284,6 +285,7 @@ def doctor(format: Formatted = Format.auto) -> None:
 
 
 app.command()(finetune)
+app.command("app")(serve)
 
 
 def main(arguments: list[str] | None = None) -> None:

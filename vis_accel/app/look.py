@@ -45,6 +45,35 @@ CSS = """
 .va-table td.va-n, .va-table th.va-n { text-align: right; font-variant-numeric: tabular-nums; }
 .va-scroll { overflow-x: auto; }
 .va-recipe textarea, .va-recipe input { font-family: var(--font-mono); }
+.va-shelf { display: grid; grid-template-columns: repeat(auto-fill, minmax(52px, 1fr)); gap: 8px; }
+.va-shelf button { padding: 0; border: 2px solid transparent; border-radius: 10px; cursor: pointer; background: none; line-height: 0; }
+.va-shelf button:hover, .va-shelf button:focus-visible { border-color: var(--color-accent); outline: none; }
+.va-shelf img { width: 100%; image-rendering: pixelated; border-radius: 8px; }
+.va-drop img { image-rendering: pixelated; }
+.va-pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 22px; }
+.va-bars ol, .va-exits ul { list-style: none; margin: 0; padding: 0; }
+.va-bars h3, .va-exits h3 { font-size: .95rem; font-weight: 600; margin: 0 0 6px; }
+.va-exits { margin-top: 16px; font-size: .92rem; }
+.va-bars li { display: grid; grid-template-columns: 6.5em 1fr 4em; gap: 8px; align-items: center; font-size: .9rem; padding: 2px 0; }
+.va-bars li span:first-child { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.va-n { text-align: right; font-variant-numeric: tabular-nums; }
+.va-bars meter { width: 100%; height: 12px; }
+.va-plot svg { width: 100%; height: auto; display: block; font-family: var(--font); }
+.va-plot text { font-size: 13px; fill: var(--body-text-color); }
+.va-plot text.va-axis { fill: var(--body-text-color-subdued); }
+.va-plot .va-grid { stroke: var(--border-color-primary); stroke-width: 1; }
+.va-plot .va-front { fill: none; stroke: var(--color-accent); stroke-width: 2; opacity: .5; }
+.va-plot .va-bar { stroke: var(--body-text-color-subdued); stroke-width: 1.5; }
+.va-plot circle { fill: var(--body-text-color-subdued); }
+.va-plot .va-best circle { fill: var(--color-accent); }
+.va-plot .va-best .va-bar { stroke: var(--color-accent); }
+.va-plot circle.va-hit { fill: transparent; }
+.va-point[role=button] { cursor: pointer; }
+.va-point:focus-visible { outline: none; }
+.va-point:focus-visible .va-hit, .va-point[role=button]:hover .va-hit { fill: var(--color-accent); opacity: .2; }
+.va-link { color: var(--link-text-color); text-decoration: underline; text-underline-offset: 2px; background: none; border: 0; padding: 0;
+  cursor: pointer; text-align: left; font: inherit; font-family: var(--font-mono); font-size: .86rem; }
+.va-table .va-best td { font-weight: 600; }
 @media (max-width: 640px) {
   .va-tiles > div { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .va-head h1 { font-size: 1.25rem; }

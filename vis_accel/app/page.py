@@ -6,9 +6,12 @@ from typing import Any
 
 import gradio as gr
 
+from vis_accel.app.api import offer
 from vis_accel.app.catalog import Catalog
 from vis_accel.app.events import LIGHT
+from vis_accel.app.pages.classify import ClassifyPage
 from vis_accel.app.pages.compare import ComparePage
+from vis_accel.app.pages.frontier import FrontierPage
 from vis_accel.app.pages.generate import GeneratePage
 from vis_accel.app.restoring import restored
 
@@ -19,7 +22,10 @@ _HEAD = """<div class="va-head"><h1>vis-accel</h1>
 _LEADS = {
     "generate": "Choose what to make and how much work it may take. Fewer steps are faster; how few still look right is what this page shows.",
     "compare": "Two recipes make the same pictures from the same seeds, and are timed in turn on this machine.",
+    "classify": "A vision transformer looks at a picture, plainly and with less work: what it answers, what it left out, and what that saves.",
+    "frontier": "Results of whole measurements: how good and how fast each recipe is. Nothing on the line is beaten by anything else.",
 }
+_TABS = (("Generate", GeneratePage), ("Compare", ComparePage), ("Classify", ClassifyPage), ("Frontier", FrontierPage))
 
 
 def page(catalog: Catalog) -> gr.Blocks:
@@ -28,14 +34,17 @@ def page(catalog: Catalog) -> gr.Blocks:
         gr.HTML(_HEAD)
         with gr.Tabs(selected="generate") as tabs:
             parts: dict[str, Any] = {}
-            for title, kind in (("Generate", GeneratePage), ("Compare", ComparePage)):
+            for title, kind in _TABS:
                 name = title.lower()
                 with gr.Tab(title, id=name):
                     gr.HTML(f'<p class="va-lead">{_LEADS[name]}</p>')
                     parts[name] = kind(catalog)
+        frontier = parts.pop("frontier")
         for part in parts.values():
             part.wire()
+        frontier.wire(parts, tabs)
         _restore(blocks, tabs, parts, catalog)
+        offer(blocks, catalog)
     return blocks
 
 

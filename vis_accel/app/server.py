@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from vis_accel.app.settings import Settings
 from vis_accel.errors import MissingDependencyError, UsageError
 
-__all__ = ["Demo", "build"]
+if TYPE_CHECKING:
+    from vis_accel.app.settings import Settings
+
+__all__ = ["Demo", "build", "refuse_environment", "require_gradio"]
 
 # What would open a door without a word on the command line.
 _REFUSED = ("GRADIO_SHARE", "GRADIO_MCP_SERVER", "GRADIO_VIBE_MODE", "GRADIO_ALLOWED_PATHS", "GRADIO_DEBUG", "GRADIO_NUM_WORKERS")
@@ -71,16 +74,14 @@ def build(settings: Settings | None = None) -> Demo:
     Raises:
         MissingDependencyError: gradio is not installed.
     """
-    settings = settings or Settings()
+    require_gradio()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it asks for its newest version otherwise
     os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="vis-accel-app-"))
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError("The demo needs gradio.", hint="pip install 'vis-accel[app]'") from error
     from vis_accel.app.catalog import Catalog
     from vis_accel.app.page import page
+    from vis_accel.app.settings import Settings
 
+    settings = settings or Settings()
     catalog = Catalog(settings)
     return Demo(settings, page(catalog), catalog)
 
@@ -90,3 +91,9 @@ def refuse_environment() -> None:
     for name in _REFUSED:
         if os.environ.get(name, "").lower() not in ("", "0", "false"):
             raise UsageError(f"The variable {name} is set; the demo does not start with it.", hint=f"unset {name}")
+
+
+def require_gradio() -> None:
+    """Raises MissingDependencyError, with the line that installs it, if gradio is not there; imports nothing."""
+    if find_spec("gradio") is None:
+        raise MissingDependencyError("The demo needs gradio.", hint="pip install 'vis-accel[app]'")
