@@ -70,10 +70,10 @@ class Builder:
 
     def _switch_part(self, model: Model) -> list[tuple[type[Method], Any]]:
         switches = []
-        with gr.Accordion("More methods" if self.samplers else "Methods", open=not self.samplers):
+        with gr.Accordion("More methods" if self.samplers else "Methods", open=False):
             for kind in self.others:
                 why = reason(model, Recipe.empty, kind.name)
-                box = gr.Checkbox(False, label=kind.name, info=_info(kind, why), interactive=why is None)
+                box = gr.Checkbox(False, label=kind.name, info=_info(kind, why), interactive=why is None, elem_classes="va-switch")
                 switches.append((kind, box))
                 self._group(kind)
         return switches
@@ -133,7 +133,7 @@ class Builder:
             return self._refused(error)
 
     def _refused(self, error: VisAccelError) -> list[Any]:
-        return [gr.skip(), _note(str(error).replace("\n", " "), bad=True), *(gr.skip() for _ in self.outputs[2:])]
+        return [gr.skip(), _note(" ".join(str(error).split()), bad=True), *(gr.skip() for _ in self.outputs[2:])]
 
     def _before(self, text: str) -> Recipe:
         try:
@@ -199,8 +199,12 @@ def _component(control: Control) -> Any:
 
 
 def _info(kind: type[Method], why: str | None) -> str:
-    return why if why is not None else f"{registry.entries()[kind.name].summary}."
+    text = f"{registry.entries()[kind.name].summary}." if why is None else why
+    return text[:1].upper() + text[1:] if why is None else text
 
 
 def _note(text: str, *, bad: bool = False) -> str:
-    return f'<p class="va-note{" va-bad" if bad else ""}" role="status">{escape(text)}</p>'
+    """A line on the recipe; what is more than a line is folded away."""
+    first, _, rest = text.partition("\n")
+    more = f'<details class="va-more"><summary>More</summary>{escape(rest)}</details>' if rest else ""
+    return f'<p class="va-note{" va-bad" if bad else ""}" role="status">{escape(first)}</p>{more}'

@@ -94,7 +94,7 @@ def schedule_names(model: Model, kind: type[Method]) -> list[str]:
 
 
 def described(model: Model, recipe: Recipe) -> str:
-    """One line on what a recipe will do: calls of the network, tokens in each block."""
+    """What a recipe will do, the first line for everybody: calls of the network, tokens in each block."""
     if not recipe.methods:
         return f"As the model comes: {model.steps} steps." if not model.classifier else "As the model comes."
     lines = [line for method in recipe.methods for line in method.describe(model.view)]
@@ -102,4 +102,4 @@ def described(model: Model, recipe: Recipe) -> str:
     if sampler is not None:
         calls = calls_of(sampler, model.view, model.steps)
         lines.insert(0, f"{calls} call{'s' if calls != 1 else ''} of the network a picture, instead of {model.steps}.")
-    return " ".join(lines) or "Ready."
+    return "\n".join(line[:1].upper() + line[1:] for line in lines) or "Ready."

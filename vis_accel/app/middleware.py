@@ -21,6 +21,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _HEADERS = (
+    (b"content-security-policy", b"frame-ancestors 'self' https://huggingface.co https://*.hf.space; object-src 'none'; base-uri 'self'"),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(), microphone=(), geolocation=()"),
@@ -63,7 +64,11 @@ class Guard:
             if path.startswith("/gradio_api/upload") and not self._may_upload(length):
                 await _answer(send, 429, {"detail": "Too much was uploaded here in the last ten minutes. Try again later."})
                 return
-            if path.startswith(_JOINS) and self.waiting() >= self.settings.queue and await self._wants_model(path):
+            if path.startswith(_JOINS) and self.waiting() >= self.settings.queue:
+                model, receive = await self._wants_model(path, receive)
+                if not model:
+                    await self._through(scope, receive, send)
+                    return
                 place = self.waiting() + 1
                 text = (
                     f"Busy: {self.waiting()} requests are waiting, and no more can. Yours would be number {place}. Try again in a minute."
@@ -79,8 +84,27 @@ class Guard:
         line = self.blocks._queue.event_queue_per_concurrency_id.get(MODEL_LINE)
         return 0 if line is None else len(line.queue)
 
-    async def _wants_model(self, path: str) -> bool:
-        return True
+    async def _wants_model(self, path: str, receive: Receive) -> tuple[bool, Receive]:
+        """Whether a request is for a model, and its body once more; what does not touch a model never waits, and is let through."""
+        from vis_accel.app.events import MODEL_LINE
+
+        if not path.startswith(_JOINS[0]):
+            return True, receive
+        messages, size, more = [], 0, True
+        while more and size <= self.settings.max_body:
+            messages.append(await receive())
+            size, more = size + len(messages[-1].get("body", b"")), messages[-1].get("more_body", False)
+        try:
+            index = json.loads(b"".join(message.get("body", b"") for message in messages)).get("fn_index")
+            model = self.blocks.fns[index].concurrency_id == MODEL_LINE
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            model = False  # what is no request of this page is refused further in
+        waiting = iter(messages)
+
+        async def again() -> Message:
+            return next(waiting, None) or await receive()
+
+        return model, again
 
     def _may_upload(self, length: int) -> bool:
         now = time.monotonic()

@@ -32,7 +32,7 @@ def page(catalog: Catalog) -> gr.Blocks:
     """The page with everything on it connected; its models are loaded."""
     with gr.Blocks(title="vis-accel", analytics_enabled=False, delete_cache=(60, 600)) as blocks:
         gr.HTML(_HEAD)
-        with gr.Tabs(selected="generate") as tabs:
+        with gr.Tabs(selected="generate", overflow_behavior="wrap") as tabs:
             parts: dict[str, Any] = {}
             for title, kind in _TABS:
                 name = title.lower()

@@ -12,6 +12,7 @@ __all__ = ["plot", "table"]
 
 WIDTH, HEIGHT = 720, 420
 LEFT, RIGHT, TOP, BOTTOM = 62, 20, 16, 52
+NAMED = 6  # points whose names fit beside one another; of more, only the best are named
 
 
 def plot(frontier: Frontier) -> str:
@@ -64,7 +65,7 @@ def _mark(index: int, point: Point, frontier: Frontier, x: Callable[[float], flo
     label = f'<text x="{cx + (-11 if left else 11):.1f}" y="{cy - 9:.1f}" text-anchor="{"end" if left else "start"}">{escape(_short(point.label, 30))}</text>'
     return (
         f'<g class="va-point {kind}" {reach} aria-label="{words}"><title>{words}</title>{bar}'
-        f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="16" class="va-hit"/><circle cx="{cx:.1f}" cy="{cy:.1f}" r="6"/>{label if point.best else ""}</g>'
+        f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="16" class="va-hit"/><circle cx="{cx:.1f}" cy="{cy:.1f}" r="6"/>{label if point.best or len(frontier.points) <= NAMED else ""}</g>'
     )
 
 
@@ -73,7 +74,7 @@ def _frame(frontier: Frontier, x: Callable[[float], float], y: Callable[[float],
     for value in _ticks([point.speed for point in frontier.points]):
         lines.append(f'<line class="va-grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         lines.append(f'<text x="{x(value):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}</text>')
-    for value in _ticks([point.quality for point in frontier.points]):
+    for value in _ticks(_ends(frontier)):
         lines.append(f'<line class="va-grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         lines.append(f'<text x="{LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
     return "".join(lines)
@@ -81,9 +82,13 @@ def _frame(frontier: Frontier, x: Callable[[float], float], y: Callable[[float],
 
 def _scales(frontier: Frontier) -> tuple[Callable[[float], float], Callable[[float], float]]:
     speeds = [point.speed for point in frontier.points]
-    ends = [value for point in frontier.points for value in (point.quality, point.low, point.high) if value is not None]
-    x = _linear(min(speeds), max(speeds), LEFT, WIDTH - RIGHT)
+    ends, x = _ends(frontier), _linear(min(speeds), max(speeds), LEFT, WIDTH - RIGHT)
     return x, _linear(min(ends), max(ends), HEIGHT - BOTTOM, TOP)
+
+
+def _ends(frontier: Frontier) -> list[float]:
+    """All qualities, and the ends of their intervals."""
+    return [value for point in frontier.points for value in (point.quality, point.low, point.high) if value is not None]
 
 
 def _linear(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

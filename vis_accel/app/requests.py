@@ -22,13 +22,14 @@ __all__ = ["ClassifyRequest", "CompareRequest", "GenerateRequest", "Request", "r
 
 LAST_SEED = 2**31 - 1
 LONGEST_PROMPT = 500
+LARGEST = 2.0**53  # beyond that, floats skip whole numbers
 
 
 def _number(value: object) -> object:
     """Refuses what is not a finite number."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -LARGEST < value < LARGEST:  # NaN is on neither side
         raise ValueError(f"must be a finite number; got {shown(value)}")
     return value
 

@@ -45,7 +45,7 @@ class Demo:
         refuse_environment()
         log.set_up()
         settings = self.settings
-        self.blocks.queue(max_size=None, api_open=False, default_concurrency_limit=1)
+        self.blocks.queue(max_size=4 * settings.queue + 100, api_open=False, default_concurrency_limit=1)
         try:
             _, url, _ = self.blocks.launch(
                 server_name=settings.host, server_port=settings.port, share=settings.share, auth=settings.auth, show_error=False,

@@ -52,7 +52,8 @@ class ClassifyPage:
                 self.result = gr.HTML()
                 self.answers = gr.HTML()
                 self.stages = gr.HTML()
-                self.link = gr.Button("Copy link", size="sm", visible=False)
+                with gr.Row():
+                    self.link = gr.Button("Copy link", size="sm", visible=False, scale=0, min_width=140)
                 self.query = gr.Textbox(visible=False)
 
     def wire(self) -> None:

@@ -39,7 +39,7 @@ class Subject:
         with gr.Row(elem_classes="va-seed"):
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LAST_SEED, min_width=120,
                                   info="The same seed makes the same picture.")  # fmt: skip
-            self.dice = gr.Button("Another seed", size="md", min_width=120, scale=0)
+            self.dice = gr.Button("Another seed", size="md", min_width=150, scale=0)
 
     @property
     def components(self) -> list[Any]:
