@@ -74,8 +74,8 @@ def test_a_new_method_appears_by_itself(catalog: Catalog, monkeypatch: pytest.Mo
 
 def test_what_cannot_be_shown_is_kept_from_the_text() -> None:
     before = Recipe.parse("tome(r=(5, 4, 3, 2, 1, 1, 1, 1, 1), shape='constant')")
-    after = compose(before, choice(methods=("tome",), options={("tome", "r"): None, ("tome", "proportional"): "none"}))
-    assert str(after) == "tome(r=(5, 4, 3, 2, 1, 1, 1, 1, 1), proportional='none')"
+    after = compose(before, choice(methods=("tome",), options={("tome", "r"): None, ("tome", "proportional"): "off"}))
+    assert str(after) == "tome(r=(5, 4, 3, 2, 1, 1, 1, 1, 1), proportional='off')"
     knots = "dpm(schedule=(80.0, 5.0, 0.5))"
     assert str(compose(Recipe.parse(knots), choice(sampler="dpm", steps=40))) == knots
 
@@ -95,7 +95,7 @@ def test_methods_of_the_other_half_are_left_out(catalog: Catalog) -> None:
         return {offer.kind.family for offer in model.offers.values() if offer.foreign}
 
     assert foreign(catalog.get("cifar10-dit")) == {"tokens", "depth"}
-    assert foreign(catalog.get("cifar10-vit")) == {"sampler"}
+    assert foreign(catalog.get("cifar10-vit")) == {"cache", "guidance", "sampler"}
 
 
 def test_the_note_counts_calls(catalog: Catalog) -> None:
