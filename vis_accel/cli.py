@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vis_accel.cli_app import app as serve
 from vis_accel.cli_distill import distill
 from vis_accel.cli_finetune import finetune
 from vis_accel.errors import UsageError, VisAccelError
@@ -288,6 +289,7 @@ def doctor(format: Formatted = Format.auto) -> None:
 
 app.command()(finetune)
 app.command()(distill)
+app.command("app")(serve)
 
 
 def main(arguments: list[str] | None = None) -> None:
