@@ -24,7 +24,7 @@ from vis_accel.zoo import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "samplers/README.md", "eval/README.md", "docs/diffusion.md", "docs/which-sampler.md", "docs/precision.md",
-         "token_pruning/README.md", "vit_models/README.md")  # fmt: skip
+         "docs/distillation.md", "token_pruning/README.md", "vit_models/README.md")  # fmt: skip
 BLOCK = re.compile(r"<!-- figures: ([a-z-]+) -->\n.*?<!-- /figures -->", re.DOTALL)
 
 
@@ -44,6 +44,19 @@ def bench_table() -> str:
     command = "vis-accel bench --sampler dpm"
     lead = f"`{command}`: n = {base.n}, guidance {base.settings['guidance_scale']}, batch {base.settings['batch']} in the timing; {where}."
     return "\n\n".join([lead + tail, _table(card), *verdicts, "Rows in bold are beaten by no other row."])
+
+
+def students() -> str:
+    """The students that ship, beside solvers of as many calls and more."""
+    card = Card.load(ROOT / "eval/results/students")
+    base = card.baseline
+    recall = "; ".join(f"`{row.recipe}` {_short(row.quality.get('recall'))}" for row in card.rows)
+    lead = (
+        f"n = {base.n}, guidance {base.settings['guidance_scale']}, batch {base.settings['batch']} in the timing, "
+        f"{base.machine['threads']} thread of {base.machine['processor']}, float32."
+    )
+    verdicts = [f"`{row.recipe}`: quality {row.verdict}" for row in card.records if row.verdict and "distilled" in row.recipe]
+    return "\n\n".join([lead, _table(card), f"Recall: {recall}.", *verdicts])
 
 
 def sampler_table() -> str:
@@ -202,7 +215,7 @@ def picture() -> str:
 
 
 FIGURES: dict[str, Callable[[], str]] = {
-    "bench": bench_table, "samplers": sampler_table, "overhead": overhead, "bundle": bundle, "picture": picture,
+    "bench": bench_table, "samplers": sampler_table, "overhead": overhead, "bundle": bundle, "picture": picture, "students": students,
     "second-opinion": second_opinion, "which-sampler": which_sampler, **figures_vision.FIGURES,
     **figures_precision.FIGURES,
 }  # fmt: skip
