@@ -74,8 +74,8 @@ def test_a_new_method_appears_by_itself(catalog: Catalog, monkeypatch: pytest.Mo
 
 def test_what_cannot_be_shown_is_kept_from_the_text() -> None:
     before = Recipe.parse("tome(r=(5, 4, 3, 2, 1, 1, 1, 1, 1), shape='constant')")
-    after = compose(before, choice(methods=("tome",), options={("tome", "r"): None, ("tome", "proportional"): "none"}))
-    assert str(after) == "tome(r=(5, 4, 3, 2, 1, 1, 1, 1, 1), proportional='none')"
+    after = compose(before, choice(methods=("tome",), options={("tome", "r"): None, ("tome", "proportional"): "off"}))
+    assert str(after) == "tome(r=(5, 4, 3, 2, 1, 1, 1, 1, 1), proportional='off')"
     knots = "dpm(schedule=(80.0, 5.0, 0.5))"
     assert str(compose(Recipe.parse(knots), choice(sampler="dpm", steps=40))) == knots
 

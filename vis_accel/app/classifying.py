@@ -93,7 +93,7 @@ def _classify(model: Model, recipe: Recipe, image: Image, task: Task) -> Classif
 
     try:
         both = {"plain": lambda: run("plain", Recipe.empty), "fast": lambda: run("fast", recipe)}
-        timings = interleave(both, rounds=ROUNDS, warmup=2, budget_s=SECONDS, prepare=switch)
+        timings = interleave(both, rounds=ROUNDS, warmup=2, budget_s=min(SECONDS, model.settings.timing_seconds), prepare=switch)
     finally:
         while active:
             active.pop().suspend()

@@ -10,7 +10,7 @@ import traceback
 from datetime import datetime, timezone
 from typing import Any
 
-__all__ = ["Entry", "set_up"]
+__all__ = ["Entry", "set_up", "unreadable"]
 
 _LOG = logging.getLogger("vis_accel.app")
 _TYPED = ("prompt", "recipe", "first", "second")
@@ -51,10 +51,19 @@ class Entry:
             error: what was raised; its text only with `everything` or for failures, whose traceback is written too.
             number: what the visitor was told.
         """
-        line = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), "event": self.what, "outcome": how}
+        line = {"time": _now(), "event": self.what, "outcome": how}
         line |= {"seconds": round(time.perf_counter() - self.started, 3), **self.facts}
         if number is not None and error is not None:
             line |= {"number": number, "error": "".join(traceback.format_exception(error))}
         elif error is not None:
             line |= {"error": str(error) if self.everything else type(error).__name__}
         _LOG.info(json.dumps({name: value for name, value in line.items() if value not in (None, "", ())}))
+
+
+def unreadable(path: str, error: BaseException) -> None:
+    """Writes a line for a request that could not be read; its text is a stranger's, and left out."""
+    _LOG.info(json.dumps({"time": _now(), "event": "request", "outcome": "unreadable", "path": path[:100], "error": type(error).__name__}))
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

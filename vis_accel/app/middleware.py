@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from vis_accel.app import log
 from vis_accel.app.settings import Settings
 
 __all__ = ["Guard"]
@@ -27,6 +28,8 @@ _HEADERS = (
     (b"permissions-policy", b"camera=(), microphone=(), geolocation=()"),
 )
 _UPLOAD_WINDOW = 600.0  # seconds
+_CLOSED = ("/gradio_api/run", "/gradio_api/api/", "/run/", "/api/", "/monitoring", "/gradio_api/monitoring")
+_NAMED = ("generate", "compare", "classify")
 _JOINS = ("/gradio_api/queue/join", "/gradio_api/call/")
 
 
@@ -57,6 +60,9 @@ class Guard:
         if path == "/healthz":
             await _answer(send, 200, {"status": "ok", "waiting": self.waiting(), "seconds": round(time.time() - self.started)})
             return
+        if path.startswith(_CLOSED) or not self._named(path):
+            await _answer(send, 404, {"detail": "There is no such endpoint. Programs use /generate, /compare and /classify: docs/app.md."})
+            return
         if scope["method"] in ("POST", "PUT", "PATCH"):
             if length > self.settings.max_body:
                 await _answer(send, 413, {"detail": f"At most {self.settings.max_body:,} bytes a request."})
@@ -76,6 +82,10 @@ class Guard:
                 await _answer(send, 503, {"detail": text}, (b"retry-after", b"60"))
                 return
         await self._through(scope, receive, send)
+
+    def _named(self, path: str) -> bool:
+        """Whether a call by name is of an endpoint there is; Gradio falls over other names."""
+        return not path.startswith(_JOINS[1]) or path.removeprefix(_JOINS[1]).partition("/")[0] in _NAMED
 
     def waiting(self) -> int:
         """Requests for a model that wait for their turn."""
@@ -138,6 +148,10 @@ class Guard:
         except TooLarge:
             if not begun:
                 await _answer(send, 413, {"detail": f"At most {self.settings.max_body:,} bytes a request."})
+        except Exception as error:  # models run elsewhere: what fails here is a request that Gradio could not read
+            log.unreadable(scope["path"], error)
+            if not begun:
+                await _answer(send, 400, {"detail": "This request cannot be read."})
 
 
 def _length(scope: Message) -> int:

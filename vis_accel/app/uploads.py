@@ -41,6 +41,8 @@ def decoded(data: bytes, settings: Settings) -> Image:
                 return ImageOps.exif_transpose(image).convert("RGB")
     except UsageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise UsageError(f"A picture may have at most {settings.max_pixels:,} pixels; this one has far more.") from error
     except Exception as error:  # whatever a broken file makes Pillow raise
         raise DataError(f"This is no picture that can be read; {', '.join(FORMATS)} can.") from error
 
