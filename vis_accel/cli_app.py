@@ -58,7 +58,7 @@ def app(
             log_requests=log_requests,
             threads=threads,
             **limits,
-        )  # fmt: skip
+        )
     )
     typer.echo(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}   Ctrl-C stops it", err=True)  # noqa: S104 - read, not bound
     demo.launch()

@@ -84,7 +84,7 @@ def test_the_blocks_of_a_trace_end_in_the_trace(catalog: Catalog) -> None:
     with accelerate(network, "topk(keep=0.5)"):
         blocks, end = trace_blocks(network, x), trace(network, x)
         assert torch.equal(blocks[max(blocks)].source, end.source)
-        assert [int(found.count[0]) for found in blocks.values()] == [33, 33, 17, 17, 9, 9, 9]
+        assert [int(found.number[0]) for found in blocks.values()] == [33, 33, 17, 17, 9, 9, 9]
     with accelerate(network, "topk + cls-only-last"):
         assert max(trace_blocks(network, x)) == 7
         with pytest.raises(NoEffectError, match="does not follow"):
@@ -156,7 +156,8 @@ def test_pictures_open(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"x", b"<svg xmlns='http://www.w3.org/2000/svg'/>", encoded("GIF"), encoded("TIFF"), encoded("PNG")[:60], encoded("JPEG")[:100], bomb(0, 5)],
+    [b"", b"x", b"<svg xmlns='http://www.w3.org/2000/svg'/>", encoded("GIF"), encoded("TIFF"), encoded("PNG")[:60],
+     encoded("JPEG")[:100], bomb(0, 5)],
     ids=["empty", "text", "svg", "gif", "tiff", "half a png", "half a jpeg", "no width"],
 )  # fmt: skip
 def test_what_is_no_picture_is_refused(data: bytes) -> None:

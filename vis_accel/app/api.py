@@ -9,7 +9,7 @@ Each streams `{"done": 3, "total": 10}` while it works, and its last value is th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -33,7 +33,6 @@ __all__ = ["offer"]
 
 def offer(blocks: gr.Blocks, catalog: Catalog) -> None:
     """Registers the endpoints on the page that is being built."""
-    # Any return annotation of a generator is read by Gradio as the type of one value, hence `dict` below.
 
     def begin_generate(request: GenerateRequest) -> Task:
         return start_generate(request, catalog)
@@ -51,7 +50,7 @@ def offer(blocks: gr.Blocks, catalog: Catalog) -> None:
         guidance: float | None = None,
         steps: int | None = None,
         size: int | None = None,
-    ) -> dict:  # type: ignore[type-arg, misc]
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Pictures of one recipe: `pictures`, `seconds`, `calls`, `nfe`, and the `command` and `python` that make them again."""
         given = {"model": model, "recipe": recipe, "seed": seed, "count": count, "classes": classes, "prompt": prompt}
         given |= {"guidance": guidance, "steps": steps, "size": size}
@@ -70,7 +69,7 @@ def offer(blocks: gr.Blocks, catalog: Catalog) -> None:
         guidance: float | None = None,
         steps: int | None = None,
         size: int | None = None,
-    ) -> dict:  # type: ignore[type-arg, misc]
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Two recipes on the same seeds: `first`, `second`, `difference`, `ratio` with its interval, `psnr`, `ssim`, `identical`."""
         given = {"model": model, "first": first, "second": second, "seed": seed, "count": count, "classes": classes, "prompt": prompt}
         given |= {"guidance": guidance, "steps": steps, "size": size}
@@ -78,7 +77,7 @@ def offer(blocks: gr.Blocks, catalog: Catalog) -> None:
             async for output in outputs:
                 yield output
 
-    async def classify(image: str, model: str = "cifar10-vit", recipe: str = "none") -> dict:  # type: ignore[type-arg, misc]
+    async def classify(image: str, model: str = "cifar10-vit", recipe: str = "none") -> AsyncGenerator[dict[str, Any], None]:
         """A picture (base64 or a data URL) classified plainly and under a recipe: `plain`, `fast`, `ratio`, `exits`, `stages`."""
 
         def start(request: ClassifyRequest) -> Task:

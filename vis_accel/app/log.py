@@ -51,7 +51,7 @@ class Entry:
             error: what was raised; its text only with `everything` or for failures, whose traceback is written too.
             number: what the visitor was told.
         """
-        line = {"time": _now(), "event": self.what, "outcome": how}
+        line: dict[str, Any] = {"time": _now(), "event": self.what, "outcome": how}
         line |= {"seconds": round(time.perf_counter() - self.started, 3), **self.facts}
         if number is not None and error is not None:
             line |= {"number": number, "error": "".join(traceback.format_exception(error))}

@@ -36,7 +36,11 @@ def _generate(request: GenerateRequest | CompareRequest, recipe: str, output: st
 
 def python(request: GenerateRequest | CompareRequest) -> str:
     """The lines that make the very pictures of this request, as tensors."""
-    job = {"seed": request.seed, "class_labels": request.classes or None, "prompts": (request.prompt,) if request.prompt else None}
+    job: dict[str, object] = {
+        "seed": request.seed,
+        "class_labels": request.classes or None,
+        "prompts": (request.prompt,) if request.prompt else None,
+    }
     job |= {"guidance_scale": request.guidance, "steps": request.steps, "height": request.size, "width": request.size}
     given = ", ".join(f"{name}={value!r}" for name, value in job.items() if value is not None)
     lines = [

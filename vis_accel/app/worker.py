@@ -5,7 +5,7 @@
         ...
     task.result
 
-Whoever follows a task decides its life: when the follower is closed, or has not asked for a while (a visitor who left), the task ends at its
+Whoever follows a task decides its life: when the follower is closed, or has not asked for a while (a visitor who left), it ends at its
 next `check`, which generation makes before every evaluation of the network. All workers share one turn, since two models that ran at
 once would spoil each other's times.
 """

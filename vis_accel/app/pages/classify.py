@@ -1,4 +1,4 @@
-"""The tab for vision transformers: a picture, what the plain and the accelerated model say of it, what became of its tokens, and where it left."""
+"""The tab for vision transformers: what the plain and the accelerated model say of a picture, what became of its tokens, where it left."""
 
 from __future__ import annotations
 
