@@ -84,7 +84,7 @@ def test_the_blocks_of_a_trace_end_in_the_trace(catalog: Catalog) -> None:
     with accelerate(network, "topk(keep=0.5)"):
         blocks, end = trace_blocks(network, x), trace(network, x)
         assert torch.equal(blocks[max(blocks)].source, end.source)
-        assert [int(found.lengths[0]) for found in blocks.values()] == [33, 33, 17, 17, 9, 9, 9]
+        assert [int(found.number[0]) for found in blocks.values()] == [33, 33, 17, 17, 9, 9, 9]
     with accelerate(network, "topk + cls-only-last"):
         assert max(trace_blocks(network, x)) == 7
         with pytest.raises(NoEffectError, match="does not follow"):

@@ -185,7 +185,8 @@ def test_a_link_brings_the_settings_back(catalog: Catalog) -> None:
 @pytest.mark.parametrize(
     "query",
     [{"tab": "generate", "seed": "x"}, {"tab": "generate", "model": "/etc"}, {"tab": "generate", "recipe": "<script>"},
-     {"tab": "generate", "count": "inf"}, {"tab": "compare", "classes": "1,,2"}],
+     {"tab": "generate", "count": "inf"},
+     {"tab": "compare", "classes": "1,,2"}],
 )  # fmt: skip
 def test_a_link_that_asks_for_nonsense_brings_nothing(catalog: Catalog, query: dict[str, str]) -> None:
     from vis_accel.app.restoring import restored

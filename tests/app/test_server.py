@@ -282,9 +282,8 @@ def test_errors_inside_are_numbered_and_say_nothing_more(demo: Any, http: Any, m
 
 
 VALUES = [None, True, 0, -1, 1, 3, 1.5, 1e300, float("nan"), float("-inf"), 10**400, "", "none", "dpm", "dpm(steps=2)", "dpm(", "tome(r=8)",
-          "x" * 3000,
-          "../../etc", "\x00", "\ud800", [], [1], [[]], {}, {"path": "/etc/passwd"}, {"__type__": "update"}, "cifar10-dit",
-          "cifar10-unet"]  # fmt: skip
+          "x" * 3000, "../../etc", "\x00", "\ud800", [], [1], [[]], {}, {"path": "/etc/passwd"},
+          {"__type__": "update"}, "cifar10-dit", "cifar10-unet"]  # fmt: skip
 
 
 def fuzzed(dice: random.Random) -> tuple[str, list[Any]]:

@@ -9,7 +9,8 @@ Each streams `{"done": 3, "total": 10}` while it works, and its last value is th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
@@ -23,16 +24,23 @@ from vis_accel.app.pictures import data_uri, difference
 from vis_accel.app.requests import ClassifyRequest, CompareRequest, GenerateRequest, Request
 from vis_accel.app.uploads import from_text
 from vis_accel.app.watching import Progress
+from vis_accel.app.worker import Task
 from vis_accel.errors import VisAccelError
+from vis_accel.eval.interval import Interval
 
 __all__ = ["offer"]
 
 
 def offer(blocks: gr.Blocks, catalog: Catalog) -> None:
     """Registers the endpoints on the page that is being built."""
-    # Any return annotation of a generator is read by Gradio as the type of one value, hence `dict` below.
 
-    def generate(  # type: ignore[misc]
+    def begin_generate(request: GenerateRequest) -> Task:
+        return start_generate(request, catalog)
+
+    def begin_compare(request: CompareRequest) -> Task:
+        return start_compare(request, catalog)
+
+    async def generate(
         model: str = "cifar10-dit",
         recipe: str = "none",
         seed: int = 0,
@@ -42,13 +50,15 @@ def offer(blocks: gr.Blocks, catalog: Catalog) -> None:
         guidance: float | None = None,
         steps: int | None = None,
         size: int | None = None,
-    ) -> dict:  # type: ignore[type-arg]
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Pictures of one recipe: `pictures`, `seconds`, `calls`, `nfe`, and the `command` and `python` that make them again."""
-        values = {key: value for key, value in locals().items() if key != "catalog"}
-        for request, update, made in followed("generate", GenerateRequest, catalog, values, lambda r: start_generate(r, catalog)):
-            yield _progress(update) if made is None else _made(made) | _again(request)
+        given = {"model": model, "recipe": recipe, "seed": seed, "count": count, "classes": classes, "prompt": prompt}
+        given |= {"guidance": guidance, "steps": steps, "size": size}
+        async with aclosing(followed("generate", GenerateRequest, catalog, given, begin_generate, _made)) as outputs:
+            async for output in outputs:
+                yield output
 
-    def compare(  # type: ignore[misc]
+    async def compare(
         model: str = "cifar10-dit",
         first: str = "none",
         second: str = "dpm(steps=10)",
@@ -59,20 +69,24 @@ def offer(blocks: gr.Blocks, catalog: Catalog) -> None:
         guidance: float | None = None,
         steps: int | None = None,
         size: int | None = None,
-    ) -> dict:  # type: ignore[type-arg]
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Two recipes on the same seeds: `first`, `second`, `difference`, `ratio` with its interval, `psnr`, `ssim`, `identical`."""
-        values = {key: value for key, value in locals().items() if key != "catalog"}
-        for request, update, found in followed("compare", CompareRequest, catalog, values, lambda r: start_compare(r, catalog)):
-            yield _progress(update) if found is None else _compared(found) | _again(request)
+        given = {"model": model, "first": first, "second": second, "seed": seed, "count": count, "classes": classes, "prompt": prompt}
+        given |= {"guidance": guidance, "steps": steps, "size": size}
+        async with aclosing(followed("compare", CompareRequest, catalog, given, begin_compare, _compared)) as outputs:
+            async for output in outputs:
+                yield output
 
-    def classify(image: str, model: str = "cifar10-vit", recipe: str = "none") -> dict:  # type: ignore[type-arg, misc]
+    async def classify(image: str, model: str = "cifar10-vit", recipe: str = "none") -> AsyncGenerator[dict[str, Any], None]:
         """A picture (base64 or a data URL) classified plainly and under a recipe: `plain`, `fast`, `ratio`, `exits`, `stages`."""
 
-        def start(request: ClassifyRequest) -> Any:
+        def start(request: ClassifyRequest) -> Task:
             return start_classify(request, from_text(image, catalog.settings), catalog)
 
-        for _, update, found in followed("classify", ClassifyRequest, catalog, {"model": model, "recipe": recipe}, start):
-            yield _progress(update) if found is None else _classified(found)
+        given = {"model": model, "recipe": recipe}
+        async with aclosing(followed("classify", ClassifyRequest, catalog, given, start, _classified)) as outputs:
+            async for output in outputs:
+                yield output
 
     def whole(given: tuple[Any, ...]) -> dict[str, Any]:
         if not isinstance(given[0], str):
@@ -109,27 +123,39 @@ def _again(request: GenerateRequest | CompareRequest) -> dict[str, Any]:
     return {"command": reproduce.command(request), "python": reproduce.python(request), "link": reproduce.link(request)}
 
 
-def _made(made: Made) -> dict[str, Any]:
+def _made(request: GenerateRequest, update: Progress | None, made: Made | None) -> dict[str, Any]:
+    return _progress(update) if made is None else _one(made) | _again(request)
+
+
+def _one(made: Made) -> dict[str, Any]:
     pictures = [data_uri(picture) for picture in made.pictures]
     return {"pictures": pictures, "seconds": made.seconds, "calls": made.calls, "nfe": made.nfe}
 
 
-def _compared(found: Compared) -> dict[str, Any]:
-    ratio = {"value": found.ratio.value, "low": found.ratio.low, "high": found.ratio.high, "rounds": found.ratio.n}
-    first, second = (_made(one) | {"seconds": time} for one, time in zip((found.first, found.second), found.seconds, strict=True))
+def _compared(request: CompareRequest, update: Progress | None, found: Compared | None) -> dict[str, Any]:
+    if found is None:
+        return _progress(update)
+    first, second = (_one(one) | {"seconds": time} for one, time in zip((found.first, found.second), found.seconds, strict=True))
     scores = {"psnr": found.psnr, "ssim": found.ssim, "identical": found.identical}
     gap = [data_uri(picture) for picture in difference(found.first.pictures, found.second.pictures)]
-    return {"first": first, "second": second, "difference": gap, "ratio": ratio, "unstable": list(found.unstable), **scores}
+    both = {"first": first, "second": second, "difference": gap, "ratio": _ratio(found.ratio), "unstable": list(found.unstable)}
+    return both | scores | _again(request)
 
 
-def _classified(found: Classified) -> dict[str, Any]:
+def _ratio(ratio: Interval) -> dict[str, Any]:
+    return {"value": ratio.value, "low": ratio.low, "high": ratio.high, "rounds": ratio.n}
+
+
+def _classified(request: ClassifyRequest, update: Progress | None, found: Classified | None) -> dict[str, Any]:
+    if found is None:
+        return _progress(update)
+
     def answer(one: Answer) -> dict[str, Any]:
         return {"top": [{"class": name, "probability": share} for name, share in one.top], "seconds": one.seconds}
 
-    ratio = {"value": found.ratio.value, "low": found.ratio.low, "high": found.ratio.high, "rounds": found.ratio.n}
     stages = [
         {"block": stage.block, "tokens": stage.tokens, "start": stage.start, "dropped": stage.dropped, "picture": data_uri(stage.picture)}
         for stage in found.stages
     ]
     both = {"plain": answer(found.plain), "fast": answer(found.fast)}
-    return {**both, "ratio": ratio, "exits": list(found.exits), "stages": stages, "methods": list(found.lines)}
+    return {**both, "ratio": _ratio(found.ratio), "exits": list(found.exits), "stages": stages, "methods": list(found.lines)}

@@ -1,4 +1,4 @@
-"""The part of a page that puts a recipe together: presets, a sampler with its numbers, a switch for each other method, the recipe's text.
+"""The part of a page that puts a recipe together: presets, a sampler with its numbers, a switch for each other method, and the text.
 
 The text is the truth: controls write it, and a text that was typed, linked or clicked on sets the controls. What cannot be chosen now is
 greyed, with the reason.

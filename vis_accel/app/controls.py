@@ -1,4 +1,4 @@
-"""What of a method's options a page can show: a switch, a list, a number; read from the dataclass: a new method needs nothing here."""
+"""What of a method's options a page can show: a switch, a list, a number; read from the dataclass, so a new method needs nothing here."""
 
 from __future__ import annotations
 

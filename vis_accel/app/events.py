@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
+from anyio.to_thread import run_sync
 
 from vis_accel.app import log
 from vis_accel.app.catalog import Catalog
@@ -51,37 +54,50 @@ def checked(
     return check
 
 
-def followed(
-    what: str, kind: type[R], catalog: Catalog, values: dict[str, Any], start: Callable[[R], Task]
-) -> Generator[tuple[R, Any, Any], None, None]:
-    """Reads a request again, starts it and yields (request, update, None) until (request, None, result); logs how it ended.
+async def followed(
+    what: str,
+    kind: type[R],
+    catalog: Catalog,
+    values: dict[str, Any],
+    start: Callable[[R], Task],
+    show: Callable[[R, Any, Any], Any],
+) -> AsyncGenerator[Any, None]:
+    """Reads a request again, starts it, and yields what `show` makes of each update and, last, of the result; logs how it ended.
+
+    It is asynchronous because it mostly waits: only so can Gradio stop it while it does. Whatever takes time runs in a thread.
+
+    Args:
+        what: the event's name in the log.
+        kind: of the request.
+        catalog: the models.
+        values: the request's fields.
+        start: hands the request to its worker.
+        show: (request, update, result) -> outputs; the result is None until the last.
 
     Raises:
         gr.Error: with a text for visitors: the reason of a refusal, or the number under which the log has what happened.
     """
     entry = log.Entry(what, catalog.settings.log_requests)
     try:
-        request = read(kind, catalog, **values)
+        request = await run_sync(lambda: read(kind, catalog, **values))
         entry.describe(request)
-        task = start(request)
-        for update in task.follow():
-            yield request, update, None
+        task = await run_sync(start, request)
+        async with aclosing(task.watch()) as updates:
+            async for update in updates:
+                yield await run_sync(show, request, update, None)
+        shown = await run_sync(show, request, None, task.result)
         entry.ended("done")
-        yield request, None, task.result
-    except GeneratorExit:
+        yield shown
+    except (GeneratorExit, asyncio.CancelledError, Stopped) as error:
         entry.ended("cancelled")
+        if isinstance(error, Stopped):
+            raise gr.Error("Stopped.", print_exception=False) from None
         raise
-    except Stopped:
-        entry.ended("stopped")
-        raise gr.Error("Stopped.", print_exception=False) from None
     except VisAccelError as error:
         entry.ended("refused", error)
         raise gr.Error(str(error), print_exception=False) from None
-    except gr.Error:
-        raise
     except Exception as error:
         number = uuid.uuid4().hex[:8]
         entry.ended("failed", error, number)
-        raise gr.Error(
-            f"Something went wrong here. Whoever runs this page finds it in the log under {number}.", print_exception=False
-        ) from None
+        message = f"Something went wrong here. Whoever runs this page finds it in the log under {number}."
+        raise gr.Error(message, print_exception=False) from None

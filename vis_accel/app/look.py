@@ -115,7 +115,7 @@ COPY_LINK = _TO_CLIPBOARD.replace("area.value = text;", "text = location.origin 
 
 
 def theme() -> Any:
-    """Gradio's plain theme in one calm colour, without boxes, with the fonts of the visitor's system: nothing is fetched from elsewhere."""
+    """Gradio's plain theme in one calm colour, without boxes, with the fonts of the visitor's own system: none is fetched."""
     import gradio as gr
 
     return gr.themes.Default(
@@ -123,8 +123,8 @@ def theme() -> Any:
         font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"], font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
     ).set(
         body_background_fill="*neutral_50", body_background_fill_dark="*neutral_950",
-        block_border_width="0px", block_border_width_dark="0px",
-        block_background_fill="transparent", block_background_fill_dark="transparent",
+        block_border_width="0px", block_border_width_dark="0px", block_background_fill="transparent",
+        block_background_fill_dark="transparent",
         block_shadow="none", block_padding="0px", block_label_background_fill="transparent", block_label_background_fill_dark="transparent",
         block_title_text_weight="600", block_title_text_size="*text_md", block_info_text_size="*text_sm", layout_gap="14px",
         body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400", block_info_text_color="*neutral_600",

@@ -85,7 +85,7 @@ def _make(model: Model, recipe: Recipe, job: Job, count: int, task: Task, stage:
 
 
 def _compare(model: Model, pair: tuple[Recipe, Recipe], job: Job, count: int, task: Task) -> Compared:
-    """The first call of each makes the pictures; the calls after it are timed, nothing between them but the question whether to go on."""
+    """The first call of each makes the pictures; later calls are timed, with nothing between them but the question whether to go on."""
     made: dict[str, Made] = {}
     timed = 0
 

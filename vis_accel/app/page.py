@@ -20,9 +20,9 @@ __all__ = ["page"]
 _HEAD = """<div class="va-head"><h1>vis-accel</h1>
 <p>Drag speed against quality, and see what it costs: the same pictures, made by fewer steps, beside what they would have been.</p></div>"""
 _LEADS = {
-    "generate": "Choose what to make and how much work it may take. Fewer steps are faster; this page shows how few still look right.",
+    "generate": "Choose what to make and how much work it may take. Fewer steps are faster; see how few still look right.",
     "compare": "Two recipes make the same pictures from the same seeds, and are timed in turn on this machine.",
-    "classify": "A vision transformer looks at a picture, plainly and with less work: what it answers, what it left out, what that saves.",
+    "classify": "A vision transformer looks at a picture, plainly and with less work: what it says, what it left out, what that saves.",
     "frontier": "Results of whole measurements: how good and how fast each recipe is. Nothing on the line is beaten by anything else.",
 }
 _TABS = (("Generate", GeneratePage), ("Compare", ComparePage), ("Classify", ClassifyPage), ("Frontier", FrontierPage))

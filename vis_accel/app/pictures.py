@@ -1,4 +1,4 @@
-"""Pictures as a page shows them: small ones enlarged without blur, a map of differences, sheets for a slider. Pixels in, HTML or PIL out.
+"""Pictures as a page shows them: small ones enlarged without blur, a heat map of differences, sheets for a slider.
 
 Pictures are uint8, B x 3 x H x W. HTML goes into the page with the pixels inside: nothing is written to the disk. All text is escaped.
 """

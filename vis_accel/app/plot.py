@@ -29,6 +29,7 @@ def plot(frontier: Frontier) -> str:
         f'<div class="va-plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{escape(frontier.title)}">{"".join(parts)}'
         f'<text class="va-axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
         "images a second, faster to the right</text>"
+        f""
         f'<text class="va-axis" transform="translate(14 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" text-anchor="middle">'
         f"{escape(frontier.axis[:60])}, {arrow}</text></svg></div>"
     )
@@ -64,8 +65,9 @@ def _mark(index: int, point: Point, frontier: Frontier, x: Callable[[float], flo
     kind = "va-best" if point.best else "va-rest"
     reach = f'role="button" tabindex="0" data-index="{index}"' if point.recipe is not None else 'role="img"'
     left = cx > WIDTH * 0.72
-    place = f'x="{cx + (-11 if left else 11):.1f}" y="{cy - 9:.1f}" text-anchor="{"end" if left else "start"}"'
-    label = f"<text {place}>{escape(_short(point.label, 30))}</text>" if point.best or len(frontier.points) <= NAMED else ""
+    anchor, aside = ("end", -11) if left else ("start", 11)
+    label = f'<text x="{cx + aside:.1f}" y="{cy - 9:.1f}" text-anchor="{anchor}">{escape(_short(point.label, 30))}</text>'
+    label = label if point.best or len(frontier.points) <= NAMED else ""
     return (
         f'<g class="va-point {kind}" {reach} aria-label="{words}"><title>{words}</title>{bar}'
         f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="16" class="va-hit"/><circle cx="{cx:.1f}" cy="{cy:.1f}" r="6"/>{label}</g>'

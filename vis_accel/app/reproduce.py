@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
 from urllib.parse import urlencode
 
 from vis_accel.app.requests import ClassifyRequest, CompareRequest, GenerateRequest, Request
@@ -37,7 +36,7 @@ def _generate(request: GenerateRequest | CompareRequest, recipe: str, output: st
 
 def python(request: GenerateRequest | CompareRequest) -> str:
     """The lines that make the very pictures of this request, as tensors."""
-    job: dict[str, Any] = {
+    job: dict[str, object] = {
         "seed": request.seed,
         "class_labels": request.classes or None,
         "prompts": (request.prompt,) if request.prompt else None,

@@ -197,10 +197,10 @@ def read(kind: type[R], catalog: Catalog, **values: object) -> R:
         UsageError: everything that is wrong with it, in one sentence a visitor understands.
     """
     try:
-        found = kind.model_validate(values, context=catalog)
+        found: R = kind.model_validate(values, context=catalog)
     except ValidationError as error:
         raise UsageError("; ".join(map(_sentence, error.errors()[:5])) + ".") from None
-    found.check(catalog)  # type: ignore[attr-defined]
+    found.check(catalog)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What became of a picture's tokens, drawn onto it: merged patches in one mean colour with a line around it, dropped ones dimmed."""
+"""What became of a picture's tokens, drawn onto it: merged patches in their mean colour with a line around them, dropped ones dimmed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def drawn(traces: Mapping[int, Trace], picture: Tensor, grid: tuple[int, int], p
     """
     found, before = [], -1
     for block, trace in traces.items():
-        tokens, start = int(trace.lengths[0]), trace.source.shape[2]
+        tokens, start = int(trace.number[0]), trace.source.shape[2]
         if tokens not in (before, start):
             found.append((block, tokens, groups(trace.source[0], prefix), start))
         before = tokens

@@ -5,22 +5,23 @@
         ...
     task.result
 
-Whoever follows a task decides its life: when the follower is closed, or has not asked for long (a visitor who left), the task ends at its
+Whoever follows a task decides its life: when the follower is closed, or has not asked for a while (a visitor who left), it ends at its
 next `check`, which generation makes before every evaluation of the network. All workers share one turn, since two models that ran at
 once would spoil each other's times.
 """
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
 __all__ = ["Stopped", "Task", "Worker"]
 
-PATIENCE = 3.0  # seconds without anybody asking after which a task is given up
+PATIENCE = 2.5  # seconds without anybody asking after which a task is given up
 PERIOD = 0.1  # seconds between two updates
 _turn = threading.Lock()
 
@@ -69,6 +70,19 @@ class Task:
                 ready = self.done.wait(PERIOD)
                 self.asked = time.monotonic()
                 if not ready:
+                    yield self.update
+        finally:
+            self.cancel()
+        if self.error is not None:
+            raise self.error
+
+    async def watch(self) -> AsyncGenerator[Any, None]:
+        """`follow` for a server. Its waiting can be interrupted, so it ends at once when the visitor cancels or leaves."""
+        try:
+            while not self.done.is_set():
+                await asyncio.sleep(PERIOD)
+                self.asked = time.monotonic()
+                if not self.done.is_set():
                     yield self.update
         finally:
             self.cancel()

@@ -27,13 +27,13 @@ class Trace(NamedTuple):
         source: B x N x N0, 1 where token n0 of the start is part of token n of the last block; the row of a fused token is empty.
         size: B x N, how many tokens each stands for.
         x: B x N x C, the tokens after the last block.
-        lengths: B int64, how many there are, without padding that fills a batch up.
+        number: B int64, how many there are, without padding that fills a batch up.
     """
 
     source: Tensor
     size: Tensor
     x: Tensor
-    lengths: Tensor
+    number: Tensor
 
 
 def trace(model: nn.Module, images: Tensor) -> Trace:

@@ -1,8 +1,9 @@
-"""The tab for vision transformers: a picture, what the plain and the accelerated model say of it, its tokens, and where it left."""
+"""The tab for vision transformers: what the plain and the accelerated model say of a picture, what became of its tokens, where it left."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from html import escape
 from typing import Any
 
@@ -18,6 +19,8 @@ from vis_accel.app.pages.status import numbers, progress, say, seconds
 from vis_accel.app.pictures import data_uri, tiles
 from vis_accel.app.requests import ClassifyRequest
 from vis_accel.app.uploads import decoded, from_path
+from vis_accel.app.watching import Progress
+from vis_accel.app.worker import Task
 from vis_accel.errors import VisAccelError
 
 __all__ = ["ClassifyPage"]
@@ -95,16 +98,21 @@ class ClassifyPage:
         path = gr.processing_utils.save_bytes_to_cache(self.samples[index], f"sample-{index}.jpg", self.image.GRADIO_CACHE)
         return gr.update(value=path)
 
-    def _run(self, model: Any, recipe: Any, path: Any) -> Generator[list[Any], None, None]:
-        def start(request: ClassifyRequest) -> Any:
+    async def _run(self, model: Any, recipe: Any, path: Any) -> AsyncGenerator[list[Any], None]:
+        def start(request: ClassifyRequest) -> Task:
             return start_classify(request, from_path(path, self.catalog.settings), self.catalog)
 
-        for request, update, found in followed("classify", ClassifyRequest, self.catalog, {"model": model, "recipe": recipe}, start):
-            if found is not None:
-                yield [*_shown(request, found), gr.update(interactive=False), gr.update(visible=True), reproduce.link(request)]
-                continue
-            bar = progress("Starting", 0, 0) if update is None else progress("Timing both in turn", update.done, update.total)
-            yield [bar, *(gr.skip() for _ in range(3)), gr.update(interactive=True), gr.skip(), gr.skip()]
+        fields = {"model": model, "recipe": recipe}
+        async with aclosing(followed("classify", ClassifyRequest, self.catalog, fields, start, _outputs)) as outputs:
+            async for output in outputs:
+                yield output
+
+
+def _outputs(request: ClassifyRequest, update: Progress | None, found: Classified | None) -> list[Any]:
+    if found is not None:
+        return [*_shown(request, found), gr.update(interactive=False), gr.update(visible=True), reproduce.link(request)]
+    bar = progress("Starting", 0, 0) if update is None else progress("Timing both in turn", update.done, update.total)
+    return [bar, *(gr.skip() for _ in range(3)), gr.update(interactive=True), gr.skip(), gr.skip()]
 
 
 def _shown(request: ClassifyRequest, found: Classified) -> list[str]:

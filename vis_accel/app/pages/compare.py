@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
@@ -77,9 +78,13 @@ class ComparePage:
     def _fields(self, given: tuple[Any, ...]) -> dict[str, Any]:
         return {**self.subject.values(given[:-2]), "first": given[-2], "second": given[-1]}
 
-    def _run(self, *given: Any) -> Generator[list[Any], None, None]:
-        for request, update, found in followed("compare", CompareRequest, self.catalog, self._fields(given), self._start):
-            yield self._finished(request, found) if found is not None else self._running(request, update)
+    async def _run(self, *given: Any) -> AsyncGenerator[list[Any], None]:
+        async with aclosing(followed("compare", CompareRequest, self.catalog, self._fields(given), self._start, self._shown)) as outputs:
+            async for output in outputs:
+                yield output
+
+    def _shown(self, request: CompareRequest, update: Progress | None, found: Compared | None) -> list[Any]:
+        return self._running(request, update) if found is None else self._finished(request, found)
 
     def _start(self, request: CompareRequest) -> Any:
         return start_compare(request, self.catalog)

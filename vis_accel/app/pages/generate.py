@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
@@ -67,9 +68,10 @@ class GeneratePage:
     def _fields(self, given: tuple[Any, ...]) -> dict[str, Any]:
         return {**self.subject.values(given[:-1]), "recipe": given[-1]}
 
-    def _run(self, *given: Any) -> Generator[list[Any], None, None]:
-        for request, update, made in followed("generate", GenerateRequest, self.catalog, self._fields(given), self._start):
-            yield self._shown(request, update, made)
+    async def _run(self, *given: Any) -> AsyncGenerator[list[Any], None]:
+        async with aclosing(followed("generate", GenerateRequest, self.catalog, self._fields(given), self._start, self._shown)) as outputs:
+            async for output in outputs:
+                yield output
 
     def _start(self, request: GenerateRequest) -> Any:
         return start_generate(request, self.catalog)

@@ -35,8 +35,8 @@ class Subject:
             self.count = gr.Slider(1, catalog.settings.max_images, min(count, catalog.settings.max_images), step=1, label="How many",
                                    info="Pictures at once.", min_width=140)  # fmt: skip
             self.guidance = gr.Slider(0, 20, first.job.guidance_scale or 1, step=0.5, label="Guidance",
-                                      visible=first.takes("guidance_scale"), info="How strictly the subject is followed.",
-                                      min_width=140)  # fmt: skip
+                                      visible=first.takes("guidance_scale"), min_width=140,
+                                      info="How strictly the subject is followed.")  # fmt: skip
         with gr.Row(elem_classes="va-seed"):
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LAST_SEED, min_width=120,
                                   info="The same seed makes the same picture.")  # fmt: skip
