@@ -76,6 +76,8 @@ def addons() -> str:
     """What ships for cifar10-vit beside its weights."""
     rows = []
     for name, path in shipped().items():
+        if path.parent.name != "cifar10-vit":
+            continue
         facts = _facts(path)
         before, after = facts.get("top1_before"), facts.get("top1")
         numbers = " | ".join("-" if value is None else f"{value:.2%}" for value in (before, after))
