@@ -103,7 +103,14 @@ class Builder:
         """Connects the parts; to be called when the page is complete."""
         inputs = [self.model, self.text, *self._chosen]
         gr.on([component.input for component in self._chosen], self._compose, inputs, self.outputs, trigger_mode="always_last", **LIGHT)
-        gr.on([self.text.input], self._typed, [self.model, self.text], self.outputs, trigger_mode="always_last", **LIGHT)
+        gr.on(
+            [self.text.input, self.text.blur, self.text.submit],
+            self._typed,
+            [self.model, self.text],
+            self.outputs,
+            trigger_mode="always_last",
+            **LIGHT,
+        )
         self.preset.input(self.show, [self.model, self.preset], self.outputs, **LIGHT)
         self.model.change(self.show, [self.model, self.text], self.outputs, **LIGHT)
 
