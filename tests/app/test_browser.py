@@ -54,12 +54,12 @@ class Visit:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_generate_and_compare(browser: Any, demo: Any, width: int, scheme: str) -> None:
-    visit = Visit(browser, demo.url, width, scheme)
+def test_generate_and_compare(browser: Any, server: Any, width: int, scheme: str) -> None:
+    visit = Visit(browser, server.url, width, scheme)
     page = visit.open()
     page.get_by_role("button", name="Generate", exact=True).click()
     page.locator(".va-numbers").first.wait_for()
-    assert page.locator(".va-tiles img").count() == 4
+    assert page.locator(".va-tiles img").count() == 8  # with the recipe, and as the model comes
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     visit.keep(f"generate-{width}")
     page.get_by_role("tab", name="Compare").click()
@@ -71,8 +71,8 @@ def test_generate_and_compare(browser: Any, demo: Any, width: int, scheme: str) 
     assert visit.strangers == []
 
 
-def test_stop_ends_it(browser: Any, demo: Any) -> None:
-    page = Visit(browser, demo.url).open()
+def test_stop_ends_it(browser: Any, server: Any) -> None:
+    page = Visit(browser, server.url).open()
     page.get_by_label("As the model comes").first.click()
     page.get_by_text("As the model comes: 50 steps.").first.wait_for()
     page.get_by_role("button", name="Generate", exact=True).click()
@@ -83,8 +83,8 @@ def test_stop_ends_it(browser: Any, demo: Any) -> None:
     page.locator(".va-numbers").first.wait_for()
 
 
-def test_controls_write_the_recipe_and_the_recipe_sets_the_controls(browser: Any, demo: Any) -> None:
-    page = Visit(browser, demo.url).open()
+def test_controls_write_the_recipe_and_the_recipe_sets_the_controls(browser: Any, server: Any) -> None:
+    page = Visit(browser, server.url).open()
     steps = page.get_by_role("spinbutton", name="number input for Steps").first
     steps.fill("7")
     steps.press("Tab")
@@ -98,16 +98,16 @@ def test_controls_write_the_recipe_and_the_recipe_sets_the_controls(browser: Any
     page.locator(".va-bad:visible").first.wait_for()
 
 
-def test_a_link_opens_its_settings(browser: Any, demo: Any) -> None:
-    page = Visit(browser, demo.url).open(
+def test_a_link_opens_its_settings(browser: Any, server: Any) -> None:
+    page = Visit(browser, server.url).open(
         "?tab=compare&model=cifar10-dit&seed=5&count=2&first=ddim%28steps%3D9%29&second=heun%28steps%3D3%29"
     )
     playwright.expect(page.get_by_label("Second recipe").last).to_have_value("heun(steps=3)", timeout=WAIT)
     assert page.get_by_role("tab", name="Compare").get_attribute("aria-selected") == "true"
 
 
-def test_classify_by_keyboard_and_a_bomb(browser: Any, demo: Any, tmp_path: Path) -> None:
-    visit = Visit(browser, demo.url)
+def test_classify_by_keyboard_and_a_bomb(browser: Any, server: Any, tmp_path: Path) -> None:
+    visit = Visit(browser, server.url)
     page = visit.open()
     page.get_by_role("tab", name="Classify").click()
     page.get_by_role("button", name="Sample 4").focus()
@@ -132,8 +132,8 @@ def test_classify_by_keyboard_and_a_bomb(browser: Any, demo: Any, tmp_path: Path
     page.get_by_text("4,000,000 pixels").first.wait_for()
 
 
-def test_a_point_of_the_frontier_loads_its_recipe(browser: Any, demo: Any) -> None:
-    visit = Visit(browser, demo.url)
+def test_a_point_of_the_frontier_loads_its_recipe(browser: Any, server: Any) -> None:
+    visit = Visit(browser, server.url)
     page = visit.open()
     page.get_by_role("tab", name="Frontier").click()
     point = page.locator(".va-point[role=button]").first

@@ -19,7 +19,7 @@ from vis_accel.app import reproduce
 from vis_accel.app.catalog import Catalog
 from vis_accel.app.classifying import Answer, Classified, start_classify
 from vis_accel.app.events import MODEL, checked, followed
-from vis_accel.app.making import Compared, Made, start_compare, start_generate
+from vis_accel.app.making import Compared, Made, likeness, start_compare, start_generate
 from vis_accel.app.pictures import data_uri, difference
 from vis_accel.app.requests import ClassifyRequest, CompareRequest, GenerateRequest, Request
 from vis_accel.app.uploads import from_text
@@ -50,10 +50,12 @@ def offer(blocks: gr.Blocks, catalog: Catalog) -> None:
         guidance: float | None = None,
         steps: int | None = None,
         size: int | None = None,
+        beside: bool = False,
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Pictures of one recipe: `pictures`, `seconds`, `calls`, `nfe`, and the `command` and `python` that make them again."""
+        """Pictures of one recipe: `pictures`, `seconds`, `calls`, `nfe`, and the `command` and `python` that make them again; with
+        `beside` also `stock`, the same of the model as it comes, `speed_up`, `psnr` and `ssim`."""
         given = {"model": model, "recipe": recipe, "seed": seed, "count": count, "classes": classes, "prompt": prompt}
-        given |= {"guidance": guidance, "steps": steps, "size": size}
+        given |= {"guidance": guidance, "steps": steps, "size": size, "beside": beside}
         async with aclosing(followed("generate", GenerateRequest, catalog, given, begin_generate, _made)) as outputs:
             async for output in outputs:
                 yield output
@@ -124,7 +126,13 @@ def _again(request: GenerateRequest | CompareRequest) -> dict[str, Any]:
 
 
 def _made(request: GenerateRequest, update: Progress | None, made: Made | None) -> dict[str, Any]:
-    return _progress(update) if made is None else _one(made) | _again(request)
+    if made is None:
+        return _progress(update)
+    found = _one(made) | _again(request)
+    if made.stock is not None:
+        found |= {"stock": _one(made.stock), "speed_up": made.stock.seconds / made.seconds}
+        found |= dict(zip(("psnr", "ssim"), likeness(made.stock.pictures, made.pictures), strict=True))
+    return found
 
 
 def _one(made: Made) -> dict[str, Any]:

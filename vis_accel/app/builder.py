@@ -15,7 +15,7 @@ import gradio as gr
 from vis_accel import registry
 from vis_accel.app import recipes
 from vis_accel.app.catalog import Catalog, Model
-from vis_accel.app.composing import SCHEDULE, STEPS, Choice, compose, described, reason, schedule_names
+from vis_accel.app.composing import SCHEDULE, STEPS, Choice, compose, described, fits, reason, sampler_reason, schedule_names
 from vis_accel.app.controls import Control, controls, value_of
 from vis_accel.app.events import LIGHT
 from vis_accel.errors import VisAccelError
@@ -26,6 +26,7 @@ from vis_accel.samplers.solver import Solver
 __all__ = ["Builder"]
 
 OWN = ("As the model comes", "")
+SAMPLER = "How noise is turned into a picture."
 
 
 class Builder:
@@ -50,7 +51,8 @@ class Builder:
         self.others = [kind for kind in kinds if kind.family != "sampler"]
         self.controls: list[tuple[Control, Any]] = []
         self.groups: list[tuple[type[Method], Any]] = []
-        self.preset = gr.Radio(list(presets), value=value, label="How much work", elem_classes="va-presets")
+        self.presets = tuple(presets)
+        self.preset = gr.Radio(self._fitting(first), value=value, label="How much work", elem_classes="va-presets")
         if self.samplers:
             self._sampler_part(first)
         self.switches = self._switch_part(first)
@@ -63,7 +65,7 @@ class Builder:
         self.steps = gr.Slider(1, self.catalog.settings.max_steps, model.steps, step=1, label="Steps", interactive=False,
                                info="Fewer is faster. Drag, and see when the pictures begin to suffer.")  # fmt: skip
         with gr.Accordion("Sampler and schedule", open=False):
-            self.sampler = gr.Dropdown(choices, value="", label="Sampler", info="How noise is turned into a picture.", filterable=True)
+            self.sampler = gr.Dropdown(choices, value="", label="Sampler", info=SAMPLER, filterable=True)
             self.schedule = gr.Dropdown(["auto"], value="auto", label="Schedule", info="Where the steps lie.", interactive=False)
             for kind in self.samplers:
                 self._group(kind)
@@ -112,7 +114,7 @@ class Builder:
             **LIGHT,
         )
         self.preset.input(self.show, [self.model, self.preset], self.outputs, **LIGHT)
-        self.model.change(self.show, [self.model, self.text], self.outputs, **LIGHT)
+        self.model.change(self._moved, [self.model, self.text], self.outputs, **LIGHT)
 
     def _compose(self, name: str, text: str, *values: Any) -> list[Any]:
         """A control was moved: writes the recipe, and leaves all values as they are."""
@@ -128,6 +130,13 @@ class Builder:
         found = self.show(name, text)
         found[0] = gr.skip()  # the cursor is in there
         return found
+
+    def _moved(self, name: str, text: str) -> list[Any]:
+        """Another model: the recipe stays if the model can have it, else the last preset that it can."""
+        if not self.catalog.settings.allows(name):
+            return self.show(name, text)
+        model = self.catalog.get(name)
+        return self.show(name, text if fits(model, text) else self._fitting(model)[-1][1])
 
     def show(self, name: str, text: str) -> list[Any]:
         """Sets everything to a recipe's text on a model."""
@@ -159,8 +168,9 @@ class Builder:
 
     def _updates(self, model: Model, recipe: Recipe, text: str, *, values: bool) -> list[Any]:
         there = {method.name: method for method in recipe.methods}
-        known = {value for _, value in self.preset.choices}
-        found = [text, _note(described(model, recipe)), gr.update(value=text if text in known else None)]
+        fitting = self._fitting(model)
+        chosen = text if text in {value for _, value in fitting} else None
+        found = [text, _note(described(model, recipe)), gr.update(choices=fitting, value=chosen)]
         if self.samplers:
             found += self._sampler_updates(model, recipe, values)
         for kind, _ in self.switches:
@@ -171,8 +181,13 @@ class Builder:
             found.append(gr.update(value=control.shows(value_of(control, method))) if values else gr.skip())
         return found + [gr.update(visible=kind.name in there) for kind, _ in self.groups]
 
+    def _fitting(self, model: Model) -> list[tuple[str, str]]:
+        """The presets that this model can have."""
+        return [(label, text) for label, text in self.presets if fits(model, text)]
+
     def _sampler_updates(self, model: Model, recipe: Recipe, values: bool) -> list[Any]:
         sampler = next((method for method in recipe.methods if isinstance(method, Solver)), None)
+        why = sampler_reason(recipe)
         fitting = [OWN] + [
             (f"{kind.name} - {model.offers[kind.name].summary}", kind.name)
             for kind in self.samplers
@@ -187,8 +202,14 @@ class Builder:
             schedule = None if fixed else str(sampler.schedule)  # type: ignore[assignment]
         settled = {"value": steps} if values or sampler is None else {}
         placed = {"value": schedule} if values or sampler is None else {}
+        named = {"value": sampler.name if sampler else ""} if values else {}
         return [
-            gr.update(choices=fitting, **({"value": sampler.name if sampler else ""} if values else {})),
+            gr.update(
+                choices=fitting,
+                interactive=why is None,
+                info=why or SAMPLER,
+                **named,
+            ),
             gr.update(interactive=sampler is not None, **settled),
             gr.update(choices=names, interactive=sampler is not None, **placed),
         ]
@@ -196,13 +217,13 @@ class Builder:
 
 def _component(control: Control) -> Any:
     if control.kind == "switch":
-        return gr.Checkbox(bool(control.default), label=control.label, info=control.meaning)
+        return gr.Checkbox(bool(control.default), label=control.label, info=control.meaning, min_width=150)
     if control.kind == "list":
-        return gr.Dropdown(list(control.choices), value=control.default, label=control.label, info=control.meaning)
+        return gr.Dropdown(list(control.choices), value=control.default, label=control.label, info=control.meaning, min_width=150)
     bounds = {"minimum": control.low, "maximum": control.high, "step": 1 if control.whole else 0.01}
     hint = "automatic" if control.optional else None
     shown = control.shows(control.default)
-    return gr.Number(shown, label=control.label, info=control.meaning, placeholder=hint, **bounds)
+    return gr.Number(shown, label=control.label, info=control.meaning, placeholder=hint, min_width=150, **bounds)
 
 
 def _info(kind: type[Method], why: str | None) -> str:

@@ -21,7 +21,9 @@ from vis_accel.zoo.opened import Opened, OpenedClassifier, Placement, is_classif
 
 __all__ = ["Catalog", "Model", "Offer", "conflicts"]
 
-_FOREIGN = {False: ("tokens", "depth", "architecture"), True: ("sampler", "guidance", "cache")}  # families of the other half
+# The other half of the library, seen from pipelines and from classifiers: families, and the packages of those that are in both.
+_FOREIGN = {False: ("tokens", "depth", "architecture"), True: ("sampler", "guidance", "cache")}
+_ELSEWHERE = {False: ("vis_accel.token_pruning.", "vis_accel.early_exit."), True: ("vis_accel.students.",)}
 _GUESTS = 2  # models besides the bundled ones that stay loaded
 
 
@@ -101,7 +103,7 @@ class Model:
 
     def _offer(self, name: str, entry: registry.Entry) -> Offer:
         kind = registry.load(name)
-        foreign = kind.family in _FOREIGN[self.classifier]
+        foreign = kind.family in _FOREIGN[self.classifier] or kind.__module__.startswith(_ELSEWHERE[self.classifier])
         refusal: str | None = None
         if kind.family == "compile" and not self.settings.slow_methods:
             refusal = "It compiles for up to a minute before the first result; whoever runs this page has not allowed that."

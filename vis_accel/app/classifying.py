@@ -12,7 +12,7 @@ from vis_accel.app import recipes
 from vis_accel.app.catalog import Catalog, Model
 from vis_accel.app.requests import ClassifyRequest
 from vis_accel.app.tokens import Stage, drawn
-from vis_accel.app.watching import Progress
+from vis_accel.app.watching import Progress, prepare
 from vis_accel.app.worker import Task
 from vis_accel.errors import NoEffectError
 from vis_accel.eval.interval import Interval
@@ -91,6 +91,7 @@ def _classify(model: Model, recipe: Recipe, image: Image, task: Task) -> Classif
             handle.resume()
             active.append(handle)
 
+    prepare(model.variants, recipe, task, model.settings.prepare_seconds)
     try:
         both = {"plain": lambda: run("plain", Recipe.empty), "fast": lambda: run("fast", recipe)}
         timings = interleave(both, rounds=ROUNDS, warmup=2, budget_s=min(SECONDS, model.settings.timing_seconds), prepare=switch)

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from vis_accel import registry
+from vis_accel.app import recipes
 from vis_accel.app.catalog import Model, conflicts
 from vis_accel.app.controls import Control, controls
 from vis_accel.app.recipes import calls_of
-from vis_accel.errors import UsageError
+from vis_accel.errors import UsageError, VisAccelError
 from vis_accel.method import Method
 from vis_accel.recipe import Recipe
 from vis_accel.samplers import schedules
 from vis_accel.samplers.solver import Solver
 
-__all__ = ["Choice", "compose", "described", "reason", "schedule_names"]
+__all__ = ["Choice", "compose", "described", "fits", "reason", "sampler_reason", "schedule_names"]
 
 STEPS, SCHEDULE = "steps", "schedule"
 
@@ -81,6 +82,29 @@ def reason(model: Model, recipe: Recipe, name: str) -> str | None:
     return offer.refusal or conflicts(recipe, offer.kind)
 
 
+def sampler_reason(recipe: Recipe) -> str | None:
+    """Why no sampler can be chosen now: a method of the recipe brings its own. None: one can."""
+    for method in recipe.methods:
+        if not isinstance(method, Solver) and _brings_sampler(method):
+            return f"{method.name} brings its own sampler."
+    return None
+
+
+def _brings_sampler(method: Method) -> bool:
+    return any(touch.what == "scheduler" and touch.mode == "replaces" for touch in method.touches)
+
+
+def fits(model: Model, text: str) -> bool:
+    """Whether this model can have the recipe of a text."""
+    try:
+        recipe = recipes.read(text)
+        recipes.admit(recipe, model.settings)
+        recipes.admit_on(recipe, model.view, None if model.classifier else model.steps, model.settings)
+    except VisAccelError:
+        return False
+    return True
+
+
 def schedule_names(model: Model, kind: type[Method]) -> list[str]:
     """The schedules that this sampler can have on this model, with any number of steps."""
     found = []
@@ -98,8 +122,8 @@ def described(model: Model, recipe: Recipe) -> str:
     if not recipe.methods:
         return f"As the model comes: {model.steps} steps." if not model.classifier else "As the model comes."
     lines = [line for method in recipe.methods for line in method.describe(model.view)]
-    sampler = next((method for method in recipe.methods if isinstance(method, Solver)), None)
+    sampler = next((method for method in recipe.methods if _brings_sampler(method)), None)
     if sampler is not None:
-        calls = calls_of(sampler, model.view, model.steps)
+        calls = calls_of(sampler, model.view, model.steps) if isinstance(sampler, Solver) else getattr(sampler, "steps", model.steps)
         lines.insert(0, f"{calls} call{'s' if calls != 1 else ''} of the network a picture, instead of {model.steps}.")
     return "\n".join(line[:1].upper() + line[1:] for line in lines) or "Ready."

@@ -14,17 +14,47 @@ from anyio.to_thread import run_sync
 
 from vis_accel.app import log
 from vis_accel.app.catalog import Catalog
+from vis_accel.app.pages.status import say
 from vis_accel.app.requests import R, Request, read
 from vis_accel.app.worker import Stopped, Task
 from vis_accel.errors import VisAccelError
 
-__all__ = ["LIGHT", "MODEL", "checked", "followed"]
+__all__ = ["LIGHT", "MODEL", "checked", "followed", "started"]
 
 MODEL_LINE = "model"
 MODEL: dict[str, Any] = {"concurrency_id": MODEL_LINE, "concurrency_limit": 1}  # one line for all of them: times must not be spoilt
 LIGHT: dict[str, Any] = {
     "concurrency_id": "page", "concurrency_limit": 8, "show_progress": "hidden", "api_visibility": "private",
 }  # fmt: skip
+
+
+# What happens in the browser alone, at once: the line says that the request waits, and it can be stopped while it does; after a refusal or
+# a failure, whose reason Gradio shows, it says so.
+_LINE = """() => ['<div class="va-status" role="status">{}</div>', {{__type__: 'update', interactive: {}}}]"""
+_WAITS = _LINE.format("<progress></progress><span>Waiting for its turn</span>", "true")
+_FAILED = _LINE.format("<span>That did not work.</span>", "false")
+
+
+def started(button: Any, event: dict[str, Any], status: Any, stop: Any) -> Any:
+    """Registers the event of a button that sets a model to work, and what its status line and its stop button do meanwhile.
+
+    Args:
+        button: sets it off.
+        event: its fn, inputs, outputs and validator.
+        status, stop: the line that says how far it is, and the button that ends it.
+    """
+
+    def refused(*values: Any) -> list[Any]:
+        """Gradio marks the field of a request that is refused, wherever it is on the page; the line says it as well."""
+        why = next((part["message"] for part in event["validator"](*values) if not part["is_valid"]), None)
+        return [gr.skip()] * 2 if why is None else [say(why), gr.update(interactive=False)]
+
+    quiet = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+    button.click(refused, event["inputs"], [status, stop], **LIGHT)
+    button.click(None, None, [status, stop], js=_WAITS, **quiet)
+    found = button.click(**event, api_visibility="private", show_progress="hidden", **MODEL)
+    found.failure(None, None, [status, stop], js=_FAILED, **quiet)
+    return found
 
 
 def checked(

@@ -8,6 +8,7 @@ __all__ = ["COPY", "COPY_LINK", "CSS", "theme"]
 
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container > main, .gradio-container .fillable, .gradio-container .wrap { width: 100% !important; max-width: 100%; min-width: 0; }
 .va-card { background: var(--background-fill-primary); border: 1px solid var(--border-color-primary); border-radius: 14px;
   padding: 18px !important; }
 .va-card .form { background: transparent; border: 0; box-shadow: none; gap: 14px; overflow: visible; border-radius: 0; }
@@ -36,8 +37,19 @@ button[role=tab][aria-selected=true] { color: var(--va-strong) !important; }
 .va-tiles figcaption { font-size: .8rem; color: var(--body-text-color-subdued); margin-top: 4px; overflow-wrap: anywhere; }
 .va-tiles + .va-tiles { margin-top: 18px; }
 .va-status { display: flex; align-items: center; gap: 12px; min-height: 28px; font-size: .92rem; }
-.va-status progress { flex: 0 1 220px; height: 8px; accent-color: var(--color-accent); }
+.va-status progress { flex: 0 1 220px; height: 8px; appearance: none; border: 0; border-radius: 4px; overflow: hidden;
+  background: var(--border-color-primary); }
+.va-status progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.va-status progress::-webkit-progress-value { background: var(--color-accent); }
+.va-status progress::-moz-progress-bar { background: var(--color-accent); }
+.va-status progress:indeterminate { background: linear-gradient(90deg, var(--border-color-primary) 35%, var(--color-accent) 50%,
+  var(--border-color-primary) 65%) 0 / 300% 100%; animation: va-wait 1.6s linear infinite; }
+.va-status progress:indeterminate::-webkit-progress-bar { background: transparent; }
+@keyframes va-wait { from { background-position: 100% 0; } to { background-position: 0 0; } }
 .va-numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(112px, 1fr)); gap: 10px; }
+.va-numbers.va-many { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+.va-numbers.va-many strong { font-size: 1.2rem; }
+.va-numbers.va-odd .va-main { grid-column: span 2; }
 .va-numbers div { background: var(--background-fill-secondary); border-radius: 10px; padding: 10px 14px; }
 .va-numbers strong { display: block; font-size: 1.4rem; font-weight: 650; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .va-numbers span { font-size: .82rem; color: var(--body-text-color-subdued); }
@@ -53,7 +65,7 @@ button[role=tab][aria-selected=true] { color: var(--va-strong) !important; }
 .va-table, .va-table tr, .va-table thead, .va-table tbody { border: 0 !important; }
 .va-table .va-n { white-space: nowrap; overflow-wrap: normal; }
 .va-table td:first-child { min-width: 9em; }
-.va-scroll { overflow-x: auto; }
+.va-scroll { overflow-x: auto; width: 0; min-width: 100%; }  /* its rows do not widen the page */
 .va-more { font-size: .88rem; color: var(--body-text-color-subdued); }
 .va-more summary { cursor: pointer; }
 .va-recipe textarea, .va-recipe input { font-family: var(--font-mono); }
@@ -96,6 +108,9 @@ button[role=tab][aria-selected=true] { color: var(--va-strong) !important; }
   .va-head h1 { font-size: 1.25rem; }
   button[role=tab] { padding: 0 10px !important; }
   .va-plot text { font-size: 21px; }
+  .va-numbers.va-many { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .va-status progress { flex-basis: 96px; }
+  footer .divider { display: none !important; }
   .va-card { padding: 14px !important; border-radius: 12px; }
 }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from vis_accel.app import recipes
 from vis_accel.app.catalog import Catalog, Model
 from vis_accel.app.requests import CompareRequest, GenerateRequest
-from vis_accel.app.watching import Progress, watched
+from vis_accel.app.watching import Progress, prepare, watched
 from vis_accel.app.worker import Task
 from vis_accel.eval.interval import Interval
 from vis_accel.eval.paired import SSIM_WINDOW, psnr, ssim
@@ -18,7 +18,7 @@ from vis_accel.eval.speed import interleave
 from vis_accel.generation import Job, generate
 from vis_accel.recipe import Recipe
 
-__all__ = ["Compared", "Made", "start_compare", "start_generate"]
+__all__ = ["Compared", "Made", "likeness", "start_compare", "start_generate"]
 
 ROUNDS = 6  # of a timing: the fewest whose interval can have 95%
 
@@ -32,12 +32,14 @@ class Made:
         seconds: of the run; previews are not counted.
         calls: evaluations of the network.
         nfe: rows evaluated for each picture; guidance doubles them.
+        stock: the same of the model as it comes, where that was asked for.
     """
 
     pictures: Tensor
     seconds: float
     calls: int
     nfe: float
+    stock: Made | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,13 @@ class Compared:
 def start_generate(request: GenerateRequest, catalog: Catalog) -> Task:
     """Starts a request in the model's own thread; `task.result` is a `Made`, updates are `Progress`."""
     model, job, recipe = catalog.get(request.model), request.job(catalog), recipes.read(request.recipe)
-    return model.worker.start(lambda task: _make(model, recipe, job, request.count, task, "denoising"))
+    beside = request.beside and bool(recipe.methods)
+
+    def work(task: Task) -> Made:
+        made = _make(model, recipe, job, request.count, task, "denoising")
+        return replace(made, stock=_make(model, Recipe.empty, job, request.count, task, "stock", made)) if beside else made
+
+    return model.worker.start(work)
 
 
 def start_compare(request: CompareRequest, catalog: Catalog) -> Task:
@@ -76,8 +84,18 @@ def start_compare(request: CompareRequest, catalog: Catalog) -> Task:
     return model.worker.start(lambda task: _compare(model, pair, job, request.count, task))
 
 
-def _make(model: Model, recipe: Recipe, job: Job, count: int, task: Task, stage: str) -> Made:
-    with model.variants.on(recipe), watched(model.view, task, count=count, stage=stage, report=task.report) as watch:
+def likeness(first: Tensor, second: Tensor) -> tuple[float, float | None]:
+    """PSNR (dB) and SSIM of pairs of pictures (uint8, B x 3 x H x W), in the mean; SSIM is None for pictures smaller than its window."""
+    a, b = first.float() / 255, second.float() / 255
+    return float(psnr(a, b).mean()), float(ssim(a, b).mean()) if min(a.shape[-2:]) >= SSIM_WINDOW else None
+
+
+def _make(model: Model, recipe: Recipe, job: Job, count: int, task: Task, stage: str, before: Made | None = None) -> Made:
+    def report(update: Progress) -> None:
+        task.report(update._replace(before=before))
+
+    prepare(model.variants, recipe, task, model.settings.prepare_seconds)
+    with model.variants.on(recipe), watched(model.view, task, count=count, stage=stage, report=report) as watch:
         start = time.perf_counter()
         pictures = generate(model.target, job, range(count))
         seconds = time.perf_counter() - start - watch.looking
@@ -102,14 +120,14 @@ def _compare(model: Model, pair: tuple[Recipe, Recipe], job: Job, count: int, ta
     runs = {"first": lambda: run("first", pair[0]), "second": lambda: run("second", pair[1])}
     timings = interleave(runs, rounds=ROUNDS, warmup=0, budget_s=model.settings.timing_seconds)
     first, second = made["first"], made["second"]
-    a, b = first.pictures.float() / 255, second.pictures.float() / 255
+    decibels, structure = likeness(first.pictures, second.pictures)
     return Compared(
         first,
         second,
         seconds=(timings.median("first"), timings.median("second")),
         ratio=timings.ratio("second", "first"),
         unstable=tuple({*timings.unstable("first"), *timings.unstable("second")}),
-        psnr=float(psnr(a, b).mean()),
-        ssim=float(ssim(a, b).mean()) if min(a.shape[-2:]) >= SSIM_WINDOW else None,
+        psnr=decibels,
+        ssim=structure,
         identical=int((first.pictures == second.pictures).flatten(1).all(dim=1).sum()),
     )

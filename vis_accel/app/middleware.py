@@ -28,9 +28,27 @@ _HEADERS = (
     (b"permissions-policy", b"camera=(), microphone=(), geolocation=()"),
 )
 _UPLOAD_WINDOW = 600.0  # seconds
-_CLOSED = ("/gradio_api/run", "/gradio_api/api/", "/run/", "/api/", "/monitoring", "/gradio_api/monitoring")
-_NAMED = ("generate", "compare", "classify")
 _JOINS = ("/gradio_api/queue/join", "/gradio_api/call/")
+_CALLS = tuple(f"{_JOINS[1]}{name}" for name in ("generate", "compare", "classify"))
+# What the page and the named endpoints need. Gradio has far more (running without the queue, proxies, deep links that are written to the
+# disk, recordings, an editor of its own code), and each version adds to it: what is not named here is closed.
+_PAGES = ("/", "/healthz", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json", "/login", "/logout", "/login_check",
+          "/user")  # fmt: skip
+_FILES = ("/assets/", "/static/", "/svelte/", "/pwa_icon")
+_GRADIO = ("info", "openapi.json", "app_id", "theme.css", "startup-events", "login_check", "user", "queue/join", "queue/data", "cancel",
+           "reset", "upload", "upload_progress")  # fmt: skip
+_GRADIO_UNDER = ("heartbeat/", "file=")
+
+
+def open_to_visitors(path: str) -> bool:
+    """Whether there is anything for visitors at this path."""
+    short = path.rstrip("/") or "/"
+    if not short.startswith("/gradio_api"):
+        return short in _PAGES or path.startswith(_FILES)
+    inner = short.removeprefix("/gradio_api/")
+    if any(short == call or short.startswith(f"{call}/") for call in _CALLS):
+        return True
+    return inner in _GRADIO or inner.startswith(_GRADIO_UNDER)
 
 
 class TooLarge(Exception):
@@ -60,14 +78,14 @@ class Guard:
         if path == "/healthz":
             await _answer(send, 200, {"status": "ok", "waiting": self.waiting(), "seconds": round(time.time() - self.started)})
             return
-        if path.startswith(_CLOSED) or not self._named(path):
+        if not open_to_visitors(path):
             await _answer(send, 404, {"detail": "There is no such endpoint. Programs use /generate, /compare and /classify: docs/app.md."})
             return
         if scope["method"] in ("POST", "PUT", "PATCH"):
             if length > self.settings.max_body:
                 await _answer(send, 413, {"detail": f"At most {self.settings.max_body:,} bytes a request."})
                 return
-            if path.startswith("/gradio_api/upload") and not self._may_upload(length):
+            if path.startswith("/gradio_api/upload") and not self._may_upload(length or self.settings.max_body):
                 await _answer(send, 429, {"detail": "Too much was uploaded here in the last ten minutes. Try again later."})
                 return
             if path.startswith(_JOINS) and self.waiting() >= self.settings.queue:
@@ -82,10 +100,6 @@ class Guard:
                 await _answer(send, 503, {"detail": text}, (b"retry-after", b"60"))
                 return
         await self._through(scope, receive, send)
-
-    def _named(self, path: str) -> bool:
-        """Whether a call by name is of an endpoint there is; Gradio falls over other names."""
-        return not path.startswith(_JOINS[1]) or path.removeprefix(_JOINS[1]).partition("/")[0] in _NAMED
 
     def waiting(self) -> int:
         """Requests for a model that wait for their turn."""
@@ -126,18 +140,21 @@ class Guard:
         return True
 
     async def _through(self, scope: Message, receive: Receive, send: Send) -> None:
-        seen, begun = 0, False
+        seen, begun, large = 0, False, False
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal seen, large
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self.settings.max_body:
+                large = True
                 raise TooLarge
             return message
 
         async def with_headers(message: Message) -> None:
             nonlocal begun
+            if large and not begun:  # Gradio takes the exception for a body it cannot parse, and says so; it is answered below
+                return
             if message["type"] == "http.response.start":
                 begun = True
                 message["headers"] = [*message.get("headers", ()), *_HEADERS]
@@ -146,12 +163,13 @@ class Guard:
         try:
             await self.app(scope, counted, with_headers)
         except TooLarge:
-            if not begun:
-                await _answer(send, 413, {"detail": f"At most {self.settings.max_body:,} bytes a request."})
+            pass
         except Exception as error:  # models run elsewhere: what fails here is a request that Gradio could not read
             log.unreadable(scope["path"], error)
-            if not begun:
+            if not begun and not large:
                 await _answer(send, 400, {"detail": "This request cannot be read."})
+        if large and not begun:
+            await _answer(send, 413, {"detail": f"At most {self.settings.max_body:,} bytes a request."})
 
 
 def _length(scope: Message) -> int:

@@ -37,7 +37,7 @@ def data_uri(picture: Tensor) -> str:
 def tiles(pictures: Tensor, captions: Sequence[str], *, title: str = "", large: bool = False) -> str:
     """A row of pictures with captions, as HTML; `large` for few pictures that may be wide."""
     figures = "".join(
-        f'<figure><img src="{data_uri(picture)}" alt="{escape(caption)}" loading="lazy"><figcaption>{escape(caption)}</figcaption></figure>'
+        f'<figure><img src="{data_uri(picture)}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
         for picture, caption in zip(pictures, captions, strict=True)
     )
     heading = f"<h3>{escape(title)}</h3>" if title else ""

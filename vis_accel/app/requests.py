@@ -140,9 +140,10 @@ class _Pictures(Request):
 
 
 class GenerateRequest(_Pictures):
-    """Pictures under one recipe."""
+    """Pictures under one recipe; `beside`: and then those of the model as it comes, from the same seeds."""
 
     recipe: Text = "none"
+    beside: Annotated[bool, Field(strict=True)] = False
 
     @field_validator("recipe")
     @classmethod

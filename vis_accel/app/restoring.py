@@ -31,4 +31,6 @@ def restored(query: Mapping[str, str], catalog: Catalog) -> tuple[str | None, di
 def _value(name: str, text: str) -> Any:
     if name == "classes":
         return [int(part) for part in text.split(",")]
+    if name == "beside":
+        return text == "True"
     return float(text) if name in _NUMBERS else text

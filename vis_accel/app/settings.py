@@ -28,6 +28,7 @@ class Settings(BaseModel):
         queue: requests that may wait.
         variants: recipes that are kept prepared for each model.
         timing_seconds: how long a comparison is timed.
+        prepare_seconds: how long a recipe may take to be made ready: int8 and q-diffusion run the model first.
         slow_methods: allow what takes a minute before the first picture (compilation).
         threads: of PyTorch; None: its own choice.
         card: a card.json for the frontier, beside those that ship.
@@ -51,11 +52,15 @@ class Settings(BaseModel):
     queue: int = Field(default=16, ge=1, le=1000)
     variants: int = Field(default=8, ge=2, le=100)
     timing_seconds: float = Field(default=5.0, gt=0, le=120)
+    prepare_seconds: float = Field(default=120.0, gt=0, le=3600)
     slow_methods: bool = False
     threads: int | None = Field(default=None, ge=1, le=1024)
     card: Path | None = None
     log_requests: bool = False
 
     def allows(self, model: str) -> bool:
-        """Whether visitors may name this model."""
-        return model in BUNDLED or any(fnmatchcase(model, pattern) for pattern in self.allow_model)
+        """Whether visitors may name this model. A name that climbs (`..`) is never one: `*` would let it out of the operator's folder."""
+        if model in BUNDLED:
+            return True
+        climbs = ".." in model.replace("\\", "/").split("/") or "\0" in model
+        return not climbs and any(fnmatchcase(model, pattern) for pattern in self.allow_model)

@@ -29,6 +29,9 @@ class Variants:
     def __len__(self) -> int:
         return len(self._handles)
 
+    def __contains__(self, recipe: Recipe) -> bool:
+        return recipe in self._handles
+
     def prepare(self, recipe: Recipe) -> Handle | None:
         """The suspended handle of `recipe`; None for the empty one, which changes nothing.
 

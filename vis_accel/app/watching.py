@@ -1,8 +1,10 @@
-"""Looks on while a stock pipeline runs: counts its calls, stops it between two of them, and shows the pictures as they become clear."""
+"""Looks on while a recipe is put on and while a stock pipeline runs: counts its calls, stops it between two of them, and shows the
+pictures as they become clear."""
 
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vis_accel.app.variants import Variants
 from vis_accel.app.worker import Task
+from vis_accel.errors import UsageError
 from vis_accel.eval.counters import CallCounter
 from vis_accel.pipelines import PipelineView
+from vis_accel.recipe import Recipe
 from vis_accel.swaps import set_item
 
-__all__ = ["Progress", "Watch", "watched"]
+__all__ = ["Progress", "Watch", "prepare", "watched"]
 
 _PREVIEW_PERIOD = 0.12  # seconds: more often than that nobody sees
 
@@ -28,12 +33,14 @@ class Progress(NamedTuple):
         done, total: calls of the network; total 0: not known yet.
         pictures: uint8, B x 3 x H x W, what the pictures would be if it ended now; None: none to show.
         stage: which part of the request this is.
+        before: the result of the part before it, where there is one.
     """
 
     done: int
     total: int
     pictures: Tensor | None
     stage: str
+    before: Any = None
 
 
 class Watch:
@@ -65,6 +72,37 @@ class Watch:
             pictures, self._last = decode(self.view, clear[: self.count]), start
         self.tell(Progress(self.calls, len(self.view.pipeline.scheduler.timesteps), pictures, self.stage))
         self.looking += time.perf_counter() - start
+
+
+def prepare(variants: Variants, recipe: Recipe, task: Task, seconds: float) -> None:
+    """Makes a recipe ready; some run the model for that (int8, q-diffusion), and are stopped at any module like the run itself.
+
+    Args:
+        variants: of the model.
+        recipe: to be ready.
+        task: whose wish decides whether that goes on.
+        seconds: at most.
+
+    Raises:
+        UsageError: it takes longer.
+    """
+    if recipe in variants or not recipe.methods:
+        return
+    task.report(Progress(0, 0, None, "preparing"))
+    thread, end = threading.get_ident(), time.monotonic() + seconds
+
+    def look(module: Any, args: Any) -> None:
+        if threading.get_ident() != thread:
+            return
+        task.check()
+        if time.monotonic() > end:
+            raise UsageError(f"{recipe} takes more than {seconds:g} seconds to prepare, which is too long for this page.")
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        variants.prepare(recipe)
+    finally:
+        hook.remove()
 
 
 @contextmanager

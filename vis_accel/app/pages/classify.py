@@ -13,9 +13,9 @@ from vis_accel.app import reproduce
 from vis_accel.app.builder import Builder
 from vis_accel.app.catalog import Catalog
 from vis_accel.app.classifying import Answer, Classified, start_classify
-from vis_accel.app.events import LIGHT, MODEL, checked, followed
+from vis_accel.app.events import LIGHT, checked, followed, started
 from vis_accel.app.look import COPY_LINK
-from vis_accel.app.pages.status import numbers, progress, say, seconds
+from vis_accel.app.pages.status import PREPARING, numbers, progress, say, seconds
 from vis_accel.app.pictures import data_uri, tiles
 from vis_accel.app.requests import ClassifyRequest
 from vis_accel.app.uploads import decoded, from_path
@@ -63,12 +63,14 @@ class ClassifyPage:
         """Connects the parts."""
         self.builder.wire()
         self.shelf.click(self._taken, None, self.image, **LIGHT)
-        outputs = [self.status, self.result, self.answers, self.stages, self.stop, self.link, self.query]
-        event = self.go.click(
-            self._run, [self.model, self.builder.text, self.image], outputs, api_visibility="private", show_progress="hidden",
-            validator=checked(ClassifyRequest, self.catalog, ["model", "recipe", "image"], self._checked), **MODEL,
-        )  # fmt: skip
-        self.stop.click(lambda: [say("Stopped."), gr.update(interactive=False)], None, [self.status, self.stop], cancels=[event], **LIGHT)
+        event = {
+            "fn": self._run,
+            "inputs": [self.model, self.builder.text, self.image],
+            "outputs": [self.status, self.result, self.answers, self.stages, self.stop, self.link, self.query],
+            "validator": checked(ClassifyRequest, self.catalog, ["model", "recipe", "image"], self._checked),
+        }
+        running = started(self.go, event, self.status, self.stop)
+        self.stop.click(lambda: [say("Stopped."), gr.update(interactive=False)], None, [self.status, self.stop], cancels=[running], **LIGHT)
         self.link.click(None, self.query, None, js=COPY_LINK, api_visibility="private")
 
     @property
@@ -111,7 +113,10 @@ class ClassifyPage:
 def _outputs(request: ClassifyRequest, update: Progress | None, found: Classified | None) -> list[Any]:
     if found is not None:
         return [*_shown(request, found), gr.update(interactive=False), gr.update(visible=True), reproduce.link(request)]
-    bar = progress("Starting", 0, 0) if update is None else progress("Timing both in turn", update.done, update.total)
+    if update is None or update.stage == "preparing":
+        bar = progress("Starting" if update is None else PREPARING, 0, 0)
+    else:
+        bar = progress("Timing both in turn", update.done, update.total)
     return [bar, *(gr.skip() for _ in range(3)), gr.update(interactive=True), gr.skip(), gr.skip()]
 
 

@@ -10,11 +10,11 @@ import gradio as gr
 
 from vis_accel.app.builder import Builder
 from vis_accel.app.catalog import Catalog
-from vis_accel.app.events import LIGHT, MODEL, checked, followed
+from vis_accel.app.events import LIGHT, checked, followed, started
 from vis_accel.app.making import Compared, start_compare
 from vis_accel.app.pages.again import Again
 from vis_accel.app.pages.generate import PRESETS
-from vis_accel.app.pages.status import numbers, progress, say, seconds
+from vis_accel.app.pages.status import PREPARING, called, numbers, progress, say, seconds
 from vis_accel.app.pages.subject import FIELDS, Subject, captions
 from vis_accel.app.pictures import DIFFERENCE_TOP, difference, sheet, tiles
 from vis_accel.app.requests import CompareRequest
@@ -44,8 +44,8 @@ class ComparePage:
                     self.stop = gr.Button("Stop", interactive=False, min_width=100)
                 self.status = gr.HTML(say("Press Compare: both make the same pictures, then both are timed in turn."))
                 self.result = gr.HTML()
-                self.slider = gr.ImageSlider(label="Drag: first recipe left, second right", type="pil", format="png", visible=False,
-                                             interactive=False, buttons=["fullscreen"], max_height=560)  # fmt: skip
+                self.slider = gr.ImageSlider(label="First recipe left, second right", show_label=False, type="pil", format="png",
+                                             visible=False, interactive=False, buttons=["fullscreen"], max_height=560)  # fmt: skip
                 self.pictures = gr.HTML()
                 self.again = Again()
 
@@ -53,13 +53,14 @@ class ComparePage:
         """Connects the parts."""
         for part in (self.subject, self.first, self.second, self.again):
             part.wire()
-        names = [*FIELDS, "first", "second"]
-        outputs = [self.status, self.result, self.slider, self.pictures, *self.again.outputs, self.stop]
-        event = self.go.click(
-            self._run, [*self.subject.components, self.first.text, self.second.text], outputs, api_visibility="private",
-            show_progress="hidden", validator=checked(CompareRequest, self.catalog, names, self._fields), **MODEL,
-        )  # fmt: skip
-        self.stop.click(lambda: [say("Stopped."), gr.update(interactive=False)], None, [self.status, self.stop], cancels=[event], **LIGHT)
+        event = {
+            "fn": self._run,
+            "inputs": [*self.subject.components, self.first.text, self.second.text],
+            "outputs": [self.status, self.result, self.slider, self.pictures, *self.again.outputs, self.stop],
+            "validator": checked(CompareRequest, self.catalog, [*FIELDS, "first", "second"], self._fields),
+        }
+        running = started(self.go, event, self.status, self.stop)
+        self.stop.click(lambda: [say("Stopped."), gr.update(interactive=False)], None, [self.status, self.stop], cancels=[running], **LIGHT)
 
     @property
     def restorable(self) -> list[Any]:
@@ -93,12 +94,14 @@ class ComparePage:
         rest = [*self.again.skipped(), gr.update(interactive=True)]
         if update is None:
             return [progress("Starting", 0, 0), "", gr.update(visible=False), "", *rest]
+        if update.stage == "preparing":
+            return [progress(PREPARING, 0, 0), gr.skip(), gr.skip(), gr.skip(), *rest]
         if update.stage == "timing":
             bar = progress(f"Timing both in turn, run {update.done}", update.done, update.total)
             return [bar, gr.skip(), gr.skip(), gr.skip(), *rest]
         name = FIRST if update.stage == "first" else SECOND
         bar = progress(f"{name} recipe, call {update.done} of {update.total}", update.done, update.total)
-        title = f"{name}: {request.first if update.stage == 'first' else request.second}"
+        title = f"{name}: {called(request.first if update.stage == 'first' else request.second)}"
         pictures = gr.skip() if update.pictures is None else tiles(update.pictures, captions(self.catalog, request), title=title)
         return [bar, gr.skip(), gr.skip(), pictures, *rest]
 
@@ -107,8 +110,8 @@ class ComparePage:
         pair = (sheet(found.first.pictures), sheet(found.second.pictures))
         gap = difference(found.first.pictures, found.second.pictures)
         rows = [
-            tiles(found.first.pictures, words, title=f"{FIRST}: {request.first}"),
-            tiles(found.second.pictures, words, title=f"{SECOND}: {request.second}"),
+            tiles(found.first.pictures, words, title=f"{FIRST}: {called(request.first)}"),
+            tiles(found.second.pictures, words, title=f"{SECOND}: {called(request.second)}"),
             tiles(gap, words, title=f"Difference: black is none, bright is {DIFFERENCE_TOP:.0%} of the range or more"),
         ]
         shown = gr.update(value=pair, visible=True)
@@ -121,6 +124,8 @@ def _verdict(found: Compared) -> str:
         speed = "Both take the same time, as far as this timing can tell."
     else:
         speed = f"The second is {times:.2g} times faster." if times > 1 else f"The second is {1 / times:.2g} times slower."
+    if found.ratio.n < 2:
+        return f"{speed} There was time for one run of each: that is rough."
     rough = " The machine was busy: the times are rough." if any("standard deviation" in line for line in found.unstable) else ""
     return speed + rough
 

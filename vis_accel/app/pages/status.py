@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-__all__ = ["numbers", "progress", "say", "seconds"]
+__all__ = ["PREPARING", "called", "numbers", "progress", "say", "seconds"]
+
+PREPARING = "Preparing this recipe, once: it runs the model to see what goes through it"
+
+
+def called(recipe: str) -> str:
+    """A recipe in a sentence."""
+    return "the model as it comes" if recipe == "none" else recipe
 
 
 def progress(text: str, done: int, total: int) -> str:
@@ -25,7 +32,8 @@ def numbers(entries: Sequence[tuple[str, str]], main: int | None = None) -> str:
         f"<div{' class=va-main' if index == main else ''}><strong>{escape(value)}</strong><span>{escape(word)}</span></div>"
         for index, (value, word) in enumerate(entries)
     )
-    return f'<div class="va-numbers">{cells}</div>'
+    many = " va-many" * (len(entries) > 4) + " va-odd" * (len(entries) == 5)  # in rows of three, which five fill if the main one is wide
+    return f'<div class="va-numbers{many}">{cells}</div>'
 
 
 def seconds(value: float) -> str:
