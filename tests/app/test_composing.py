@@ -13,7 +13,7 @@ pytest.importorskip("gradio", reason="needs the extra app")
 
 from vis_accel import registry
 from vis_accel.app.catalog import Catalog, Model, conflicts
-from vis_accel.app.composing import Choice, compose, described, reason, schedule_names
+from vis_accel.app.composing import Choice, compose, described, fits, reason, sampler_reason, schedule_names
 from vis_accel.app.controls import controls
 from vis_accel.handle import Handle
 from vis_accel.method import Context, Exactness, Family, Method, Touch, option
@@ -90,12 +90,32 @@ def test_conflicts_grey_a_method_with_the_reason(catalog: Catalog) -> None:
     assert conflicts(Recipe.parse("dpm"), registry.load("heun")) == "dpm and heun both replace the scheduler."
 
 
+def test_a_student_brings_its_sampler_and_the_page_says_so(catalog: Catalog) -> None:
+    model = catalog.get("cifar10-dit")
+    chosen = Recipe.parse("distilled")
+    assert sampler_reason(chosen) == "distilled brings its own sampler."
+    assert sampler_reason(Recipe.parse("dpm + bf16")) is None
+    assert reason(model, Recipe.parse("dpm"), "distilled") == "distilled and dpm both replace the scheduler."
+    assert reason(model, chosen, "guidance-window") == "distilled and guidance-window both replace the unconditional half."
+    assert described(model, chosen).startswith("4 calls of the network a picture, instead of 50.")
+
+
+def test_presets_are_those_that_the_model_can_have(catalog: Catalog) -> None:
+    from vis_accel.app.pages.generate import PRESETS
+
+    fitting = {name: [text for _, text in PRESETS if fits(catalog.get(name), text)] for name in ("cifar10-dit", "cifar10-unet")}
+    assert fitting["cifar10-dit"] == [text for _, text in PRESETS]
+    assert set(fitting["cifar10-dit"]) - set(fitting["cifar10-unet"]) == {"distilled"}
+
+
 def test_methods_of_the_other_half_are_left_out(catalog: Catalog) -> None:
     def foreign(model: Model) -> set[str]:
-        return {offer.kind.family for offer in model.offers.values() if offer.foreign}
+        return {name for name, offer in model.offers.items() if offer.foreign}
 
-    assert foreign(catalog.get("cifar10-dit")) == {"tokens", "depth"}
-    assert foreign(catalog.get("cifar10-vit")) == {"cache", "guidance", "sampler"}
+    assert foreign(catalog.get("cifar10-dit")) >= {"tome", "early-exit", "tuned"}
+    assert not foreign(catalog.get("cifar10-dit")) & {"dpm", "distilled", "int8", "deepcache", "guidance-window"}
+    assert foreign(catalog.get("cifar10-vit")) >= {"dpm", "distilled", "deepcache", "guidance-window"}
+    assert not foreign(catalog.get("cifar10-vit")) & {"tome", "tuned", "int8", "early-exit"}
 
 
 def test_the_note_counts_calls(catalog: Catalog) -> None:

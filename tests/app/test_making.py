@@ -136,6 +136,54 @@ def test_a_comparison_pairs_the_same_seeds(catalog: Catalog) -> None:
     assert 5 < found.psnr < 60
 
 
+def test_beside_a_recipe_stands_the_model_as_it_comes(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "PERIOD", 0.01)
+    request = read(GenerateRequest, catalog, model="cifar10-dit", count=2, recipe="dpm(steps=4)", steps=6, beside=True)
+    task = making.start_generate(request, catalog)
+    seen = [update for update in task.follow() if update is not None]
+    stock = [update for update in seen if update.stage == "stock"]
+    assert stock
+    assert all(torch.equal(update.before.pictures, task.result.pictures) for update in stock)
+    assert torch.equal(task.result.stock.pictures, made(catalog, recipe="none", steps=6).pictures)
+    assert (task.result.calls, task.result.stock.calls, task.result.stock.stock) == (4, 6, None)
+    assert made(catalog, recipe="none", steps=2, beside=True).stock is None  # it is the model as it comes
+
+
+@pytest.mark.parametrize("recipe", ["distilled(steps=2)", "guidance-window + dpm(steps=3)", "bf16 + dpm(steps=3)", "firstblock + ddim(steps=6)"])
+def test_the_kinds_of_methods_make_the_librarys_pictures(catalog: Catalog, recipe: str) -> None:
+    found = made(catalog, recipe=recipe)
+    model = catalog.get("cifar10-dit")
+    job = read(GenerateRequest, catalog, model="cifar10-dit").job(catalog)
+    with accelerate(model.target, recipe):
+        assert torch.equal(found.pictures, generate(model.target, job, range(2)))
+
+
+def test_preparing_a_recipe_is_said_and_can_be_stopped(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "PERIOD", 0.01)
+    model, request = catalog.get("cifar10-dit"), read(GenerateRequest, catalog, model="cifar10-dit", count=1, recipe="int8(images=16)")
+    before = len(model.variants)
+    task = making.start_generate(request, catalog)
+    follower = task.follow()
+    while (update := next(follower)) is None:
+        pass
+    assert update.stage == "preparing"
+    follower.close()
+    assert task.done.wait(10)
+    assert isinstance(task.error, Stopped)
+    assert len(model.variants) <= before
+    assert torch.equal(made(catalog, recipe="none", steps=2).pictures, made(catalog, recipe="none", steps=2).pictures)
+
+
+def test_a_recipe_that_takes_too_long_to_prepare_is_refused(catalog: Catalog) -> None:
+    from vis_accel.app.watching import prepare
+    from vis_accel.errors import UsageError
+    from vis_accel.recipe import Recipe
+
+    model, task = catalog.get("cifar10-dit"), Task(lambda task: None)
+    with pytest.raises(UsageError, match="more than 1e-06 seconds to prepare"):
+        prepare(model.variants, Recipe.parse("int8(images=17)"), task, 1e-6)
+
+
 def test_a_recipe_against_itself_is_equal(catalog: Catalog) -> None:
     task = making.start_compare(
         read(CompareRequest, catalog, model="cifar10-dit", count=2, first="dpm(steps=3)", second="dpm(steps=3)"), catalog
