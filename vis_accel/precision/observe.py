@@ -87,7 +87,7 @@ def observed(
     Args:
         layers: of one network.
         moment: the index of the denoiser's call that is under way, where calls are told apart.
-        keep: inputs of each call that are kept whole.
+        keep: of a layer, how many rows of each call are kept whole; none, if it is not there.
         joints: convolutions whose input channels are two groups, and the width of the first.
     """
     found: dict[Layer, Seen] = {}
@@ -96,7 +96,7 @@ def observed(
         def look(module: Any, inputs: tuple[Any, ...]) -> None:
             layer.see(inputs[0])
             if layer not in found:
-                found[layer] = Seen(keep=keep, joint=(joints or {}).get(layer.module, 0))
+                found[layer] = Seen(keep=(keep or {}).get(layer, 0), joint=(joints or {}).get(layer.module, 0))
             found[layer].add(moment(), inputs[0])
 
         return look
