@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from vis_accel.files import write_atomic
 from vis_accel.generation import Job, generate
 from vis_accel.machine import commit, machine, versions
 from vis_accel.pipelines import view
+from vis_accel.precision.observe import Seen
 from vis_accel.precision.q_diffusion import concatenations
 from vis_accel.zoo import describe
 
@@ -45,6 +46,7 @@ ROWS = (
     "q-diffusion(weights=8, ranges='static')",
     "q-diffusion",
 )
+ALONE = ((PLAIN.format(w=8), (0, 5, 9)), (PLAIN.format(w=4), (0, 5, 9)))  # with the ranges of one call for all ten
 IMAGES, BATCH, RESAMPLED = 64, 32, 1000
 
 
@@ -127,6 +129,22 @@ def shortcut_errors(pipeline: Any, job: Job, bits: str) -> dict[str, dict[str, f
 
 
 @contextmanager
+def only_call(wanted: int) -> Iterator[None]:
+    """While open, calibrations look at one call of the run and at no other."""
+    add = Seen.add
+
+    def one(self: Seen, index: int, x: Tensor) -> None:
+        if index == wanted:
+            add(self, index, x)
+
+    Seen.add = one  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Seen.add = add  # type: ignore[method-assign]
+
+
+@contextmanager
 def _watching(inputs: dict[nn.Module, list[Tensor]]) -> Iterator[None]:
     hooks = [module.register_forward_pre_hook(lambda module, args: inputs[module].append(args[0].clone())) for module in inputs]
     try:
@@ -146,8 +164,12 @@ def main(model: str, only: list[str]) -> None:
         run.remember()
     whole = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     rows = whole.get(model, {}).get("rows", {})
-    for row in only or ROWS:
-        with accelerate(pipeline, f"{SAMPLER} + {row}", calibration=job) as handle:
+    alone = {f"{row}, calibrated on call {call}": (row, call) for row, calls in ALONE for call in calls}
+    for row in only or (*ROWS, *alone):
+        recipe, call = alone.get(row, (row, None))
+        with nullcontext() if call is None else only_call(call):
+            handle = accelerate(pipeline, f"{SAMPLER} + {recipe}", calibration=job)
+        with handle:
             rows[row] = run.errors() | {"report": handle.report().get("q-diffusion")}
         worst = rows[row]["worst"]
         print(f"{row}: worst call {worst['call']}, {worst['value']:.2f} dB [{worst['low']:.2f}, {worst['high']:.2f}]", flush=True)

@@ -278,10 +278,12 @@ class _Bench:
         people = (*self.stage.baselines, contender)
         self.watcher.say(f"{contender.label}: timing, interleaved with the baselines")
         timings = self.measurer.time(people) if self.main else None
+        parts = self.measurer.together(contender) if self.main else ()
         for person in people:
             if person.label not in rows:
                 feature, first = made if person is contender else (features[person.label], self._first_of(person))
-                rows[person.label] = self.measurer.record(person, started, feature, first, timings)
+                remarks = parts if person is contender else ()
+                rows[person.label] = self.measurer.record(person, started, feature, first, timings, remarks)
                 self._keep(person, rows[person.label], first)
 
     def _first_of(self, base: Contender) -> Tensor:

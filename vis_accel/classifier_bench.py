@@ -228,9 +228,10 @@ class _ClassifierBench:
         self.watcher.say(f"{goal.label}: timing, interleaved with the baselines")
         at_most = None if self.settings.budget is None else measurer.timing_seconds
         timings = [measurer.time(people, batch, at_most) for batch in measurer.timing_batches]
+        parts = measurer.parts(goal, at_most)
         for entrant in people:
             if entrant.label not in rows:
-                rows[entrant.label] = measurer.record(entrant, started, timings)
+                rows[entrant.label] = measurer.record(entrant, started, timings, parts if entrant is goal else ())
                 if self.journal is not None:
                     self.journal.append(measurer.key(entrant), rows[entrant.label])
 

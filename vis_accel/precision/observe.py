@@ -80,7 +80,11 @@ class Seen:
 
 @contextmanager
 def observed(
-    layers: Sequence[Layer], moment: Callable[[], int] = lambda: 0, *, keep: int = 0, joints: Mapping[nn.Module, int] | None = None
+    layers: Sequence[Layer],
+    moment: Callable[[], int] = lambda: 0,
+    *,
+    keep: Mapping[Layer, int] | None = None,
+    joints: Mapping[nn.Module, int] | None = None,
 ) -> Iterator[dict[Layer, Seen]]:
     """While open, every call of a layer is written down; layers appear in the order in which they are first called.
 

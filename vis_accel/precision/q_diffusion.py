@@ -118,7 +118,8 @@ class QDiffusion(Method):
             context.run.watch(watching)
 
             def moment() -> int:
-                return context.run.now().index
+                index: int = context.run.now().index
+                return index
 
             with observed(layers, moment, keep=keep, joints=joints) as seen, recorded(blocks, moment, KEPT) as examples:
                 context.exercise(self.images)
