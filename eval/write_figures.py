@@ -59,6 +59,33 @@ def students() -> str:
     return "\n\n".join([lead, _table(card), f"Recall: {recall}.", *verdicts])
 
 
+def end_to_end() -> str:
+    """Whole runs with everything on, and where their seconds go."""
+    folder = ROOT / "eval/results/end-to-end"
+    card, parts = Card.load(folder), json.loads((folder / "parts.json").read_text())
+    base = card.baseline
+    lead = (
+        f"cifar10-dit, n = {base.n}, guidance {base.settings['guidance_scale']}, batch {base.settings['batch']} in the timing, "
+        f"{base.machine['threads']} threads of {base.machine['processor']}; the baselines in float32."
+    )
+    told = [f"`{row.recipe}`: quality {row.verdict}" for row in card.records if row.verdict and row.recipe_form.get("methods")]
+    combined = [f"- `{row.recipe}`: {note}." for row in card.records for note in row.notes if note.startswith("alone: ")]
+    unsteady = [f"`{row.recipe}`" for row in card.records if row.recipe_form.get("methods") and row.unstable]
+    if unsteady:
+        told.append(f"The timing of {', '.join(unsteady)} is unstable by its own test (spread above a tenth of the mean, or few runs).")
+    head = ["run", "seconds", "denoiser", "decoder", "the rest", "x stock"]
+    rows = [head, ["---"] * len(head)]
+    stock = parts["seconds"]["stock"]["whole"]
+    for label, seconds in parts["seconds"].items():
+        whole, rest = seconds["whole"], seconds["whole"] - seconds["denoiser"] - seconds["decoder"]
+        shares = [f"{100 * part / whole:.0f}%" for part in (seconds["denoiser"], seconds["decoder"], rest)]
+        rows.append([f"`{label}`" if label != "stock" else label, f"{whole:.3f}", *shares, f"{stock / whole:.1f}"])
+    taken = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    recall = "; ".join(f"`{row.recipe}` {_short(row.quality.get('recall'))}" for row in card.rows)
+    apart = f"Runs of {parts['batch']} images taken apart, medians of {parts['runs']}, one after the other (not interleaved):"
+    return "\n\n".join([lead, _table(card), f"Recall: {recall}.", *told, "\n".join(combined), apart, taken])
+
+
 def sampler_table() -> str:
     """The comparison of all solvers on all schedules, model by model."""
     parts = [_compared(_json(f"samplers/results/{path.name}")) for path in sorted((ROOT / "samplers/results").glob("compare-*.json"))]
@@ -216,6 +243,7 @@ def picture() -> str:
 
 FIGURES: dict[str, Callable[[], str]] = {
     "bench": bench_table, "samplers": sampler_table, "overhead": overhead, "bundle": bundle, "picture": picture, "students": students,
+    "end-to-end": end_to_end,
     "second-opinion": second_opinion, "which-sampler": which_sampler, **figures_vision.FIGURES,
     **figures_precision.FIGURES,
 }  # fmt: skip
