@@ -10,7 +10,6 @@ model is sealed by its card); a user's own is named by its path.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from vis_accel.errors import DataError, NotApplicableError, UnknownNameError
 from vis_accel.files import write_atomic
 from vis_accel.handle import Handle
+from vis_accel.identity import identity
 from vis_accel.method import Method
 
 __all__ = ["Addon", "check_name", "differences", "find", "identity", "save", "shipped", "swap_parameters"]
@@ -175,17 +175,6 @@ def _whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
         whole = _unpacked(steps, base.shape) if mark + form == _HALVES else steps
         found[own] = base.detach().float().cpu() + whole.float() * scale.reshape(-1, *[1] * (base.ndim - 1))
     return found
-
-
-def identity(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all parameters and buffers, rounded to bfloat16: a model loaded in it is the same model."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous()
-        flat = flat.to(torch.bfloat16) if flat.is_floating_point() else flat
-        sha.update(f"{name} {tuple(flat.shape)}".encode())
-        sha.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
 
 
 def _read(path: Path) -> Addon:

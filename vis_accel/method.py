@@ -58,12 +58,14 @@ class Context:
         run: the `clock.Clock` of the recipe on a pipeline; None on a network.
         exercise: runs the target, with what is on it so far, on about as many images as it is given, for methods that look at such
             a run; raises UsageError if there is nothing to run it on.
+        progress: told what takes long, how much of it is done, and how much there is.
     """
 
     recipe: Recipe
     view: Any = None
     run: Any = None
     exercise: Callable[[int], None] | None = None
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
 
 
 class Bounds(NamedTuple):
