@@ -23,9 +23,8 @@ from vis_accel.errors import DataError, NotApplicableError, UnknownNameError
 from vis_accel.files import write_atomic
 from vis_accel.handle import Handle
 from vis_accel.identity import identity
-from vis_accel.method import Method
 
-__all__ = ["Addon", "check_name", "differences", "find", "identity", "save", "shipped", "swap_parameters"]
+__all__ = ["Addon", "differences", "find", "identity", "save", "shipped", "swap_parameters"]
 
 _STEPS, _HALVES, _SCALE = "#steps", "#halves", "#scale"  # ends of the names of a difference's parts: steps of 8 bits or 4, and their sizes
 _FOLDER = Path(__file__).parent / "zoo" / "addons"
@@ -50,13 +49,6 @@ def shipped(method: str | None = None) -> dict[str, Path]:
     """The add-ons in this package, by name; with `method`, those it wants."""
     found = {path.stem: path for path in sorted(_FOLDER.glob("*/*.safetensors"))}
     return found if method is None else {name: path for name, path in found.items() if _facts(path).get("method") == method}
-
-
-def check_name(method: Method, option: str) -> None:
-    """Refuses the option `option` of `method` if it can be neither the name of an add-on nor a path."""
-    value = getattr(method, option)
-    if value is not None and (not value.strip() or not value.isprintable()):
-        raise method.refused(option, "must be a name or a path")
 
 
 def find(method: str, model: nn.Module, name: str | None = None, *, how: str | None = None) -> Addon:

@@ -151,6 +151,8 @@ class Method(ABC):
             return
         if not bounds.holds(value):
             raise self.refused(name, f"must be {bounds.requirement()}")
+        if isinstance(value, str) and not (value.strip() and value.isprintable()):
+            raise self.refused(name, "must be a text that can be printed")
         if bounds.choices and isinstance(value, str) and value not in bounds.choices:
             near = closest(value, bounds.choices)
             hint = f"did you mean {either(repr(choice) for choice in near)}?" if near else None
