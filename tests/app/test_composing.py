@@ -33,7 +33,7 @@ class Brand(Method):
     depth: int | None = option(None, "the blocks kept", low=0)
     kind: str = option("deep", "what is kept", choices=("deep", "shallow"))
     exact: bool = option(False, "whether nothing is left out")
-    where: str = option("", "a file")
+    where: str = option("here", "a file")
     layers: tuple[int, ...] = option((), "some blocks")
 
     def apply(self, target: Any, context: Context) -> Handle:
