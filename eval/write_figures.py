@@ -65,6 +65,9 @@ def _students(folder: str) -> str:
         f"{base.machine['threads']} thread{'s' * (base.machine['threads'] > 1)} of {base.machine['processor']}, float32."
     )
     verdicts = [f"`{row.recipe}`: quality {row.verdict}" for row in card.records if row.verdict and "distilled" in row.recipe]
+    unsteady = [f"`{row.recipe}`" for row in card.rows if any("deviation" in reason for reason in row.unstable)]
+    if unsteady:
+        verdicts.append(f"Times that spread by more than a tenth of their mean: {', '.join(unsteady)}.")
     return "\n\n".join([lead, _table(card), f"Recall: {recall}.", *verdicts])
 
 

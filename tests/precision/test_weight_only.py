@@ -30,7 +30,7 @@ def test_a_weight_is_near_and_small(bits: int, group: int, bytes_: int) -> None:
     found = packed.values(torch.float32)
     if bits == 8:  # nothing is clipped: half a step at most
         assert ((found - weight).abs() <= weight.abs().amax(1, keepdim=True) / 127 / 2 * 1.001).all()
-    assert (found - weight).norm() / weight.norm() < (0.006 if bits == 8 else 0.12)
+    assert (found - weight).norm() / weight.norm() < (0.008 if bits == 8 else 0.15)
 
 
 def test_small_groups_lose_less() -> None:
