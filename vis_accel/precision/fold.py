@@ -188,13 +188,13 @@ def _reason(network: nn.Module, name: str, module: nn.Module) -> str:
     if isinstance(module, nn.GroupNorm):
         return "a group norm before an activation or a convolution"
     parent = network.get_submodule(name.rpartition(".")[0])
-    return "blocks share its scale" if getattr(parent, "norm_type", "") == "ada_norm_single" else _OWN
+    return "blocks share its scale" if vars(parent).get("norm_type") == "ada_norm_single" else _OWN
 
 
 def _adaptive(network: nn.Module) -> Iterator[Place]:
     """The two norms of every DiT block whose scales and shifts come from a Linear of its own."""
     for name, block in network.named_modules():
-        if type(block).__name__ != "BasicTransformerBlock" or getattr(block, "norm_type", "") != "ada_norm_zero":
+        if type(block).__name__ != "BasicTransformerBlock" or vars(block).get("norm_type") != "ada_norm_zero":
             continue
         parts: Any = block
         made, attention, entry = parts.norm1.linear, parts.attn1, getattr(parts.ff.net[0], "proj", None)
