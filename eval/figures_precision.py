@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,33 @@ def quality_table() -> str:
     return "\n\n".join(parts)
 
 
+def calibration_table() -> str:
+    """The error of a call of the run under each form of calibration and rounding, on the inputs of the float32 run."""
+    path = RESULTS / "q-diffusion.json"
+    if not path.is_file():
+        return "Not measured yet."
+    parts = []
+    for model, found in json.loads(path.read_text()).items():
+        head = ["recipe", "worst call, dB", "which", "all calls, dB"]
+        rows = []
+        for label, row in found["rows"].items():
+            values = [call["value"] for call in row["calls"]]
+            worst = row["worst"]
+            mark = f"{worst['value']:.1f} [{worst['low']:.1f}, {worst['high']:.1f}]"
+            recipe, _, rest = label.partition("), calibrated")
+            name = f"`{recipe})`, calibrated{rest}" if rest else f"`{label}`"
+            rows.append([name, mark, f"{worst['call'] + 1} of {len(values)}", f"{min(values):.1f} .. {max(values):.1f}"])
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+        parts.append(f"**`{model}`**, `{found['sampler']}`, {found['images']} images.\n\n{table}")
+        for bits, layers in found["shortcuts"].items():
+            better = sum(errors["split"] < errors["whole"] for errors in layers.values())
+            gain = 10 * math.log10(sum(e["whole"] for e in layers.values()) / sum(e["split"] for e in layers.values()))
+            parts.append(
+                f"Shortcuts of {model} at `{bits}`: split errs less in {better} of {len(layers)} layers, {gain:.1f} dB less in all."
+            )
+    return "\n\n".join(parts)
+
+
 def _interval(found: dict[str, Any] | None) -> str:
     if found is None or found["value"] is None:
         return "-"
@@ -73,4 +101,4 @@ def _interval(found: dict[str, Any] | None) -> str:
     return f"{found['value']:.3g}{ends}"
 
 
-FIGURES = {"precision": precision_table, "precision-quality": quality_table}
+FIGURES = {"precision": precision_table, "calibration": calibration_table, "precision-quality": quality_table}

@@ -53,7 +53,7 @@ RECIPES = (
     "bf16 + int8 + compile(backend='openvino')",
 )
 STOCK, PURE = "float32, eager", "all in bfloat16, compiled"
-SETTINGS = {"rounds": 12, "warmup": 1, "budget_s": 120.0}
+SETTINGS = {"rounds": 12, "warmup": 1, "budget_s": 150.0}
 TARGETS = ("vit", "dit", "unet")
 
 

@@ -47,16 +47,55 @@ def bench_table() -> str:
 
 
 def students() -> str:
-    """The students that ship, beside solvers of as many calls and more."""
-    card = Card.load(ROOT / "eval/results/students")
+    """The students of few calls that ship, beside solvers of as many calls and more."""
+    return _students("eval/results/students")
+
+
+def guidance_student() -> str:
+    """The student that takes the guidance scale, beside the same sampler with both halves."""
+    return _students("eval/results/guidance-student")
+
+
+def _students(folder: str) -> str:
+    card = Card.load(ROOT / folder)
     base = card.baseline
     recall = "; ".join(f"`{row.recipe}` {_short(row.quality.get('recall'))}" for row in card.rows)
     lead = (
         f"n = {base.n}, guidance {base.settings['guidance_scale']}, batch {base.settings['batch']} in the timing, "
-        f"{base.machine['threads']} thread of {base.machine['processor']}, float32."
+        f"{base.machine['threads']} thread{'s' * (base.machine['threads'] > 1)} of {base.machine['processor']}, float32."
     )
     verdicts = [f"`{row.recipe}`: quality {row.verdict}" for row in card.records if row.verdict and "distilled" in row.recipe]
+    unsteady = [f"`{row.recipe}`" for row in card.rows if any("deviation" in reason for reason in row.unstable)]
+    if unsteady:
+        verdicts.append(f"Times that spread by more than a tenth of their mean: {', '.join(unsteady)}.")
     return "\n\n".join([lead, _table(card), f"Recall: {recall}.", *verdicts])
+
+
+def end_to_end() -> str:
+    """Whole runs with everything on, and where their seconds go."""
+    folder = ROOT / "eval/results/end-to-end"
+    card, parts = Card.load(folder), json.loads((folder / "parts.json").read_text())
+    base = card.baseline
+    lead = (
+        f"cifar10-dit, n = {base.n}, guidance {base.settings['guidance_scale']}, batch {base.settings['batch']} in the timing, "
+        f"{base.machine['threads']} threads of {base.machine['processor']}; the baselines in float32."
+    )
+    told = [f"`{row.recipe}`: quality {row.verdict}" for row in card.records if row.verdict and row.recipe_form.get("methods")]
+    combined = [f"- `{row.recipe}`: {note}." for row in card.records for note in row.notes if note.startswith("alone: ")]
+    unsteady = [f"`{row.recipe}`" for row in card.records if row.recipe_form.get("methods") and row.unstable]
+    if unsteady:
+        told.append(f"The timing of {', '.join(unsteady)} is unstable by its own test (spread above a tenth of the mean, or few runs).")
+    head = ["run", "seconds", "denoiser", "decoder", "the rest", "x stock"]
+    rows = [head, ["---"] * len(head)]
+    stock = parts["seconds"]["stock"]["whole"]
+    for label, seconds in parts["seconds"].items():
+        whole, rest = seconds["whole"], seconds["whole"] - seconds["denoiser"] - seconds["decoder"]
+        shares = [f"{100 * part / whole:.0f}%" for part in (seconds["denoiser"], seconds["decoder"], rest)]
+        rows.append([f"`{label}`" if label != "stock" else label, f"{whole:.3f}", *shares, f"{stock / whole:.1f}"])
+    taken = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    recall = "; ".join(f"`{row.recipe}` {_short(row.quality.get('recall'))}" for row in card.rows)
+    apart = f"Runs of {parts['batch']} images taken apart, medians of {parts['runs']}, one after the other (not interleaved):"
+    return "\n\n".join([lead, _table(card), f"Recall: {recall}.", *told, "\n".join(combined), apart, taken])
 
 
 def sampler_table() -> str:
@@ -216,6 +255,8 @@ def picture() -> str:
 
 FIGURES: dict[str, Callable[[], str]] = {
     "bench": bench_table, "samplers": sampler_table, "overhead": overhead, "bundle": bundle, "picture": picture, "students": students,
+    "end-to-end": end_to_end,
+    "guidance-student": guidance_student,
     "second-opinion": second_opinion, "which-sampler": which_sampler, **figures_vision.FIGURES,
     **figures_precision.FIGURES,
 }  # fmt: skip

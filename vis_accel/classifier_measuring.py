@@ -22,6 +22,7 @@ from vis_accel.eval.speed import Timings, interleave
 from vis_accel.eval.yardstick import quantity
 from vis_accel.journal import row_key
 from vis_accel.machine import machine, versions
+from vis_accel.parts import product, standing_in
 from vis_accel.record import Quantity, Record, Speed
 from vis_accel.rows import now, speed, where
 from vis_accel.zoo.opened import OpenedClassifier
@@ -170,7 +171,20 @@ class ClassifierMeasurer:
         runs = {label: lambda label=label: run(label) for label in by_label}
         return interleave(runs, rounds=ROUNDS, warmup=0, budget_s=seconds, prepare=lambda label: self.stage.enter(by_label[label]))
 
-    def record(self, entrant: Entrant, started: str, timings: Sequence[Timings]) -> Record:
+    def parts(self, entrant: Entrant, at_most: float | None) -> tuple[str, ...]:
+        """What the parts of a combination gain alone, their product, and what they gain together: a line, or none."""
+        own, batch = self.stage.baselines[0], self.timing_batches[0]
+        make = self.stage.entrant
+        with standing_in(entrant.recipe, self.stage.everyone, lambda recipe: make(str(recipe), recipe), self.stage.drop) as (
+            parts,
+            missing,
+        ):
+            if not parts:
+                return ()
+            timings = self.time(tuple(dict.fromkeys((own, *parts, entrant))), batch, at_most)
+            return (product(timings, own.label, [part.label for part in parts], entrant.label, missing),)
+
+    def record(self, entrant: Entrant, started: str, timings: Sequence[Timings], remarks: Sequence[str] = ()) -> Record:
         """The finished row, from the answers of everybody so far and the timings at each batch size."""
         quality, judgement = self._quality(entrant)
         own, *others = (self._speed(entrant, timing, batch) for timing, batch in zip(timings, self.timing_batches, strict=True))
@@ -199,7 +213,7 @@ class ClassifierMeasurer:
             speed=own,
             other_speeds=tuple(others),
             counters={"GMACs": round(self.work[entrant.label] / 1e9, 4)},
-            notes=(*entrant.lines, *self.answers[entrant.label].reports, *self._gains(entrant, own)),
+            notes=(*entrant.lines, *self.answers[entrant.label].reports, *self._gains(entrant, own), *remarks),
             first_call_seconds=self.first_call[entrant.label],
             unstable=tuple(timings[0].unstable(entrant.label)),
             peak_memory_bytes=peak_memory(lambda: self._logits(x), self.inputs.like.device),

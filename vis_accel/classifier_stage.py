@@ -84,10 +84,10 @@ class ClassifierStage:
         alone = None if compiler is None else Recipe((compiler,))
         try:
             if alone is not None:
-                self.baselines += (self._entrant(COMPILED, alone),)
+                self.baselines += (self.entrant(COMPILED, alone),)
             for recipe in recipes:
                 if recipe != alone:  # that one is the second baseline
-                    self.candidates += (self._entrant(str(recipe), recipe),)
+                    self.candidates += (self.entrant(str(recipe), recipe),)
         except BaseException:
             self.close()
             raise
@@ -119,6 +119,12 @@ class ClassifierStage:
             if entrant.handle is not None:
                 entrant.handle.remove()
 
+    def drop(self, entrant: Entrant) -> None:
+        """Takes off for good somebody who was asked for apart."""
+        self.clear()
+        if entrant.handle is not None:
+            entrant.handle.remove()
+
     @contextmanager
     def countable(self, entrant: Entrant) -> Iterator[None]:
         """The network doing the work of `entrant` in a form whose multiplications the counter sees: in float, not compiled."""
@@ -134,7 +140,9 @@ class ClassifierStage:
         with accelerate(self.network, twin):
             yield
 
-    def _entrant(self, label: str, recipe: Recipe) -> Entrant:
+    def entrant(self, label: str, recipe: Recipe) -> Entrant:
+        """Somebody who takes part with `recipe`, suspended; whoever asks for one who is no candidate drops them."""
+        self.clear()
         handle = accelerate(self.network, recipe, calibration=self.calibration)
         handle.suspend()
         # Asked now, of the network as it came: a method that finds its parameters by the network's hash would miss them later.

@@ -69,7 +69,7 @@ class Stage:
         if twice is not None:
             raise UsageError(f"{twice} is asked for twice.")
         self.baselines = (self._own(), *self._fast())
-        self.candidates = tuple(self._candidate(recipe) for recipe in recipes)
+        self.candidates = tuple(self.contender(recipe) for recipe in recipes)
 
     @property
     def everyone(self) -> tuple[Contender, ...]:
@@ -97,6 +97,12 @@ class Stage:
         for contender in reversed(self.everyone):
             if contender.handle is not None:
                 contender.handle.remove()
+
+    def drop(self, contender: Contender) -> None:
+        """Takes off for good somebody who was asked for apart."""
+        self.clear()
+        if contender.handle is not None:
+            contender.handle.remove()
 
     @contextmanager
     def countable(self, contender: Contender) -> Iterator[None]:
@@ -130,9 +136,11 @@ class Stage:
         handle.suspend()
         return (Contender(label, Recipe.empty, replace(self.job, steps=FAST_STEPS), handle),)
 
-    def _candidate(self, recipe: Recipe) -> Contender:
+    def contender(self, recipe: Recipe) -> Contender:
+        """Somebody who takes part with `recipe`, suspended; whoever asks for one who is no candidate removes the handle."""
         # Knots known by name are written out: a record must mean the same tomorrow, and elsewhere.
         recipe = Recipe(method.on(self.view) if isinstance(method, Solver) else method for method in recipe.methods)
+        self.clear()
         handle = accelerate(self.pipeline, recipe, calibration=self.job)
         handle.suspend()
         return Contender(str(recipe), recipe, self.job, handle)

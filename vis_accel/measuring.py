@@ -18,6 +18,7 @@ from vis_accel.eval.yardstick import Yardstick, paired_quality
 from vis_accel.generation import generate
 from vis_accel.journal import row_key
 from vis_accel.machine import machine, versions
+from vis_accel.parts import break_even, product, standing_in
 from vis_accel.record import Quantity, Record
 from vis_accel.rows import count, notes, now, refuse_idle, speed, where
 from vis_accel.zoo.opened import Opened
@@ -101,7 +102,18 @@ class Measurer:
             runs, rounds=ROUNDS, warmup=0, budget_s=self.timing_seconds, prepare=lambda label: self.stage.enter(by_label[label])
         )
 
-    def record(self, person: Contender, started: str, features: Tensor, first: Tensor, timings: Timings | None) -> Record:
+    def together(self, contender: Contender) -> tuple[str, ...]:
+        """What the parts of a combination gain alone, their product, and what they gain together: a line, or none."""
+        own, there = self.stage.baselines[0], (*self.stage.baselines, *self.stage.candidates)
+        with standing_in(contender.recipe, there, self.stage.contender, self.stage.drop) as (parts, missing):
+            if not parts:
+                return ()
+            timings = self.time(tuple(dict.fromkeys((own, *parts, contender))))
+            return (product(timings, own.label, [part.label for part in parts], contender.label, missing),)
+
+    def record(
+        self, person: Contender, started: str, features: Tensor, first: Tensor, timings: Timings | None, remarks: Sequence[str] = ()
+    ) -> Record:
         """The finished row; without timings in all processes but the first."""
         quality, verdict = self._quality(person, features, first)
         pipeline, job = self.opened.pipeline, self.opened.job
@@ -112,6 +124,8 @@ class Measurer:
             measured["speed"] = speed(person.label, timings, baselines, self.timing_batch)
             measured["first_call_seconds"] = timings.first_call[person.label]
             measured["unstable"] = tuple(timings.unstable(person.label))
+            won_back = break_even(timings, baselines[0], person.label, self.timing_batch)
+            remarks = (*remarks, *([won_back] if won_back else []))
             self.stage.enter(person)
             measured["peak_memory_bytes"] = peak_memory(lambda: self._timed_batch(person), pipeline.device)
         return Record(
@@ -127,7 +141,7 @@ class Measurer:
             quality=quality,
             verdict=verdict,
             counters=count(self.stage, person),
-            notes=notes(person),
+            notes=(*notes(person), *remarks),
             started=started,
             finished=now(),
             **measured,

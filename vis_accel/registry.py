@@ -125,6 +125,8 @@ METHODS: dict[str, Entry] = {
                    "weights fine-tuned for a method on tokens"),
     "unipc": Entry("vis_accel.samplers.unipc:Unipc", "sampler", "Zhao et al. 2023, arXiv:2302.04867",
                    "predictor and corrector of one order: the corrector costs no extra call"),
+    "weight-only": Entry("vis_accel.precision.weight_only:WeightOnly", "precision", "Frantar et al. 2022, arXiv:2210.17323",
+                         "weights in 8 or 4 bits, floats again in each call: for memory, not for speed"),
 }
 # fmt: on
 

@@ -76,6 +76,9 @@ def test_rows_and_work_are_those_that_are_evaluated(standin: Path) -> None:
     assert [row.counters["nfe"] for row in rows] == [8, 6, 5]
     work = [row.counters["GMACs"] for row in rows]
     assert [one / work[0] for one in work] == pytest.approx([1, 6 / 8, 5 / 8], rel=1e-2)  # type: ignore[operator]
+    told = [[note for note in row.notes if note.startswith("alone: ")] for row in rows]
+    assert not told[0]
+    assert all(len(lines) == 1 and "dpm(steps=4)" in lines[0] and "; product " in lines[0] for lines in told[1:])
 
 
 def test_guidance_that_leaves_nothing_out_is_an_error_before_anything_is_timed(standin: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,6 +186,10 @@ def test_a_recipe_that_compiles_is_held_against_both_baselines(network: nn.Modul
     assert compiled.recipe_form["methods"][0]["name"] == "compile"
     assert compiled.counters == stock.counters  # counted uncompiled
     assert both.counters == plain.counters
+    line = next(note for note in both.notes if note.startswith("alone: "))
+    assert "; product " in line
+    assert "shorter" in line
+    assert "stock, compiled" in line  # who stands for compile alone
     assert compiled.quality["agreement"].value == 1
     assert [row.recipe for row in bench(network, ["compile"], settings=settings()).rows] == ["stock", "stock, compiled"]
 

@@ -32,7 +32,7 @@ class Exiting(NamedTuple):
         inner: the tokens of those still here, a tensor or `Tokens`; rows after theirs only fill up a bucket.
         rows: which images of the batch they are (int64), in its order.
         logits: the answers, batch x classes; zeros for who is still here.
-        classes, streak: of each image still here, what the last exit said and how many in a row said it.
+        classes, streak: of each image still here, what the last exit said and how many in a row said it; kept for `patience` alone.
         batch: number of images at the start.
     """
 
@@ -95,25 +95,29 @@ class Exits:
         self.heads, self.thresholds, self.criterion = heads, thresholds, criterion
         self.patience, self.buckets, self.histogram = patience, buckets, histogram
 
-    def leave(self, index: int, inner: Any, logits: Tensor, before: Exiting | None) -> Exiting:
+    def leave(self, index: int, inner: Any, logits: Tensor, alone: Tensor | None, before: Exiting | None) -> Exiting:
         """After the segment that ends at exit `index`: writes down the answers of those who are sure, and keeps the others.
 
         Args:
             index: of the exit.
             inner: tokens after the segment.
             logits: of the exit's head.
+            alone: who is sure by these logits alone, as `sure_alone` has it; None where earlier exits have a say.
             before: the batch as it entered the segment; None: nobody had had a chance to leave.
         """
         state = before or _everybody(inner, logits)
         here = len(state.rows)
-        logits = logits[:here]
-        classes = logits.argmax(dim=1)
-        streak = agreeing(classes, state.classes, state.streak)
-        done = self.sure(index, logits, streak)
+        logits, classes, streak = logits[:here], state.classes, state.streak
+        if alone is None:
+            classes = logits.argmax(dim=1)
+            streak = agreeing(classes, state.classes, state.streak)
+        done = self.sure(index, logits, streak) if alone is None else alone[:here]
         if state.batch == 1:  # nothing to sort: the image goes on or is done
             left = int(done)
             self.histogram.add(index, left)
-            return Exiting(inner, state.rows[left:], logits if left else state.logits, classes, streak, 1)
+            return state._replace(
+                inner=inner, rows=state.rows[left:], logits=logits if left else state.logits, classes=classes, streak=streak
+            )
         order = done.to(torch.uint8).argsort(stable=True)  # who stays, then who leaves, each in the batch's order
         left = int(done.sum())  # the one wait for the device
         stays, leaves = order.split((here - left, left))
@@ -122,12 +126,19 @@ class Exits:
         size = bucket(len(stays), state.batch) if self.buckets else len(stays)
         if left or size < _count(inner):
             inner = _some(inner, torch.cat((stays, stays[:1].expand(size - len(stays)))) if size > len(stays) else stays)
-        return Exiting(inner, state.rows[stays], answers, classes[stays], streak[stays], state.batch)
+        if alone is None:
+            classes, streak = classes[stays], streak[stays]
+        return Exiting(inner, state.rows[stays], answers, classes, streak, state.batch)
 
     def sure(self, index: int, logits: Tensor, streak: Tensor) -> Tensor:
         """Who is sure enough at exit `index`: B bool. A row that is not finite never is."""
+        alone = self.sure_alone(index, logits)
+        return (streak >= self.patience) & logits.isfinite().all(dim=1) if alone is None else alone
+
+    def sure_alone(self, index: int, logits: Tensor) -> Tensor | None:
+        """The same where it takes the logits of this exit and no other: nothing but tensors, so that a segment's graph can hold it."""
         if self.criterion == "patience":
-            return (streak >= self.patience) & logits.isfinite().all(dim=1)
+            return None
         threshold = self.thresholds[index]
         if threshold is None:
             return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)

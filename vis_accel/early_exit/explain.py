@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vis_accel.early_exit.criteria import score
-from vis_accel.early_exit.exits import Exits
+from vis_accel.early_exit.exits import Exiting, Exits
 from vis_accel.errors import NoEffectError, UsageError
 
 __all__ = ["Seen", "explain"]
@@ -47,21 +47,21 @@ def explain(model: nn.Module, image: Tensor) -> list[Seen]:
         raise UsageError(f"One image is explained at a time; got {len(image)}.")
     starts, runner = _exits(model)
     seen: list[Seen] = []
-    sure = runner.sure
+    leave = runner.leave
 
-    def watched(index: int, logits: Tensor, streak: Tensor) -> Tensor:
-        left = sure(index, logits, streak)
+    def watched(index: int, inner: Any, logits: Tensor, alone: Tensor | None, before: Exiting | None) -> Exiting:
+        after = leave(index, inner, logits, alone, before)
         patient = runner.criterion == "patience"
-        found = float(streak[0]) if patient else float(score(logits, runner.criterion)[0])
+        found = float(after.streak[0]) if patient else float(score(logits, runner.criterion)[0])
         threshold = float(runner.patience) if patient else runner.thresholds[index]
-        seen.append(Seen(starts[index + 1] - 1, found, threshold, bool(left[0])))
-        return left
+        seen.append(Seen(starts[index + 1] - 1, found, threshold, left=len(after.rows) == 0))
+        return after
 
-    vars(runner)["sure"] = watched
+    vars(runner)["leave"] = watched
     try:
         model(image)
     finally:
-        del vars(runner)["sure"]
+        del vars(runner)["leave"]
     return seen
 
 

@@ -57,7 +57,6 @@ class EarlyExit(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        addons.check_name(self, "weights")
         if self.threshold is not None and self.threshold != NEVER and self.criterion in ("patience", "budget"):
             raise self.refused("threshold", f"does not go with the criterion {self.criterion}, which has none")
 
@@ -231,11 +230,17 @@ class _Segment:
         forwards, head, runner, first = copy.deepcopy((self.forwards, self.head, self.runner, self.first), memo)
         return _Segment(self.index, forwards, head, runner, first, self.compiled)
 
-    def blocks(self, x: Any, places: dict[str, Any]) -> tuple[Any, Tensor | None]:
-        """Tokens after the blocks, and the head's logits."""
+    def blocks(self, x: Any, places: dict[str, Any]) -> tuple[Any, Tensor | None, Tensor | None]:
+        """Tokens after the blocks, the head's logits, and who is sure by them.
+
+        All in one graph: at batch 1 every operation outside of it is felt.
+        """
         for forward in self.forwards:
             x = forward(x, **places)
-        return x, None if self.head is None else self.head(tokens_of(x))
+        if self.head is None:
+            return x, None, None
+        logits = self.head(tokens_of(x))
+        return x, logits, self.runner.sure_alone(self.index, logits)
 
     def __call__(self, x: Any, rope: Tensor | None = None, attn_mask: Any = None, is_causal: bool = False) -> Any:
         if attn_mask is not None or is_causal:
@@ -244,12 +249,12 @@ class _Segment:
         if before is not None and len(before.rows) == 0:
             return before
         places = {} if rope is None else {"rope": rope}
-        inner, logits = self.run(x if before is None else before.inner, places)
+        inner, logits, alone = self.run(x if before is None else before.inner, places)
         if self.first.training and before is None:
             return inner
         if logits is None:
             return inner if before is None else before._replace(inner=inner)
-        return self.runner.leave(self.index, inner, logits, before)
+        return self.runner.leave(self.index, inner, logits, alone, before)
 
 
 def _hand_on(x: Any, *args: Any, **options: Any) -> Any:

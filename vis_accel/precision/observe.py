@@ -80,14 +80,18 @@ class Seen:
 
 @contextmanager
 def observed(
-    layers: Sequence[Layer], moment: Callable[[], int] = lambda: 0, *, keep: int = 0, joints: Mapping[nn.Module, int] | None = None
+    layers: Sequence[Layer],
+    moment: Callable[[], int] = lambda: 0,
+    *,
+    keep: Mapping[Layer, int] | None = None,
+    joints: Mapping[nn.Module, int] | None = None,
 ) -> Iterator[dict[Layer, Seen]]:
     """While open, every call of a layer is written down; layers appear in the order in which they are first called.
 
     Args:
         layers: of one network.
         moment: the index of the denoiser's call that is under way, where calls are told apart.
-        keep: inputs of each call that are kept whole.
+        keep: of a layer, how many rows of each call are kept whole; none, if it is not there.
         joints: convolutions whose input channels are two groups, and the width of the first.
     """
     found: dict[Layer, Seen] = {}
@@ -96,7 +100,7 @@ def observed(
         def look(module: Any, inputs: tuple[Any, ...]) -> None:
             layer.see(inputs[0])
             if layer not in found:
-                found[layer] = Seen(keep=keep, joint=(joints or {}).get(layer.module, 0))
+                found[layer] = Seen(keep=(keep or {}).get(layer, 0), joint=(joints or {}).get(layer.module, 0))
             found[layer].add(moment(), inputs[0])
 
         return look

@@ -7,14 +7,16 @@ by-step  one scale and zero point for each call of the run instead of one for al
          added to a call, since the integer kernels take their scale as an argument.
 Float    layers of a row or two an image; where integers are real, also the first layer, the last, and what suits no kernel.
 Real     8-bit weights and activations run on integer kernels. Anything else is rounded in float and says so: simulated, without a speed.
-Cost     a run of `images` images, and for fewer than 8 bits `iterations` small steps a layer.
-Differs  weights are rounded layer by layer (see reconstruct.py); scales of weights are symmetric.
+Cost     a run of `images` images, and for fewer than 8 bits `iterations` small steps a block or layer.
+Differs  scales of weights are symmetric; reconstruction is as reconstruct.py says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -25,14 +27,16 @@ from vis_accel.handle import Handle
 from vis_accel.method import Context, Exactness, Family, Method, Touch, option
 from vis_accel.networks import networks_of
 from vis_accel.precision import kernels
-from vis_accel.precision.layers import Layer, candidates, float_layer, leaves_python, produced, reason_against
+from vis_accel.precision.blocks import Example, answer_of, blocks_of, recorded
+from vis_accel.precision.layers import Layer, candidates, part_of, reason_against
 from vis_accel.precision.observe import Seen, observed
-from vis_accel.precision.reconstruct import adapted
-from vis_accel.precision.rounding import Range, best_scales, channel_scales, fake_activation, round_activation, round_weight
+from vis_accel.precision.reconstruct import SoftWeight, adapted, apart, settle
+from vis_accel.precision.rounded import RoundedLayer, RoundedPart
+from vis_accel.precision.rounding import best_scales, channel_scales, fake_activation, round_weight
+from vis_accel.precision.saved import FILE, Saved, install, keep, kept, of_networks, read
 
 __all__ = ["QDiffusion", "concatenations"]
 
-Forward = Callable[[Tensor], Tensor]
 KEPT = 4  # inputs of each call kept for adaptive rounding
 EDGE_BITS = 8  # of the first and the last layer
 
@@ -51,8 +55,11 @@ class QDiffusion(Method):
     ranges: Literal["by-step", "static"] = option("by-step", "whether each call of a run has ranges of its own")
     split: bool = option(True, "whether the two halves of a concatenation are rounded apart")
     rounding: Literal["adaptive", "nearest"] = option("adaptive", "how weights of fewer than 8 bits are rounded")
-    iterations: int = option(500, "the number of optimiser steps a layer, for adaptive rounding", low=1)
+    unit: Literal["block", "layer"] = option("block", "whose outputs adaptive rounding reproduces: a residual block's, or each layer's")
+    iterations: int = option(500, "the number of optimiser steps a block or layer, for adaptive rounding", low=1)
     images: int = option(32, "the number of images of the calibration run", low=1)
+    saved: str | None = option(None, "a folder of vis-accel quantize, in place of a calibration")
+    fresh: bool = option(False, "whether a calibration that was kept is made anew")
 
     @property
     def simulated(self) -> bool:
@@ -73,73 +80,142 @@ class QDiffusion(Method):
     def apply(self, target: Any, context: Context) -> Handle:
         """Runs the recipe once for the ranges, rounds the weights, and puts rounded layers in the place of the float ones."""
         network = context.view.denoiser
+        step = torch.zeros(1, dtype=torch.int64)  # the index of the call that is under way; part of every by-step forward
+        if (stored := self._stored(context, network)) is not None:
+            return self._restored(target, context, stored, step)
         joints = concatenations(network) if self.split else {}
-        seen = self._calibrated(target, list(candidates(network)), context, joints)
+        seen, examples = self._calibrated(target, list(candidates(network)), context, joints)
         wide = [layer for layer in seen if not layer.few_rows]
         edges = {wide[0], wide[-1]} if wide else set[Layer]()
         chosen = [layer for layer in wide if self.simulated or (layer not in edges and reason_against(layer) is None)]
         if not chosen:
             raise NoEffectError(f"{self.name} found no layer it could take in {type(network).__name__}.")
-        step = torch.zeros(1, dtype=torch.int64)  # the index of the call that is under way; part of every by-step forward
+        inside = {module for layers in blocks_of(network, {layer.module for layer in chosen}).values() for module in layers}
         with Handle.building(target, str(self)) as handle:
+            rounded: dict[nn.Module, RoundedLayer] = {}
             for layer in chosen:
                 bits = (EDGE_BITS, EDGE_BITS) if layer in edges else (self.weights, self.activations)
-                self._replace(handle, layer, seen[layer], bits, joints.get(layer.module), step)
+                alone = self.unit == "layer" or layer.module not in inside
+                rounded[layer.module] = self._rounded(handle, layer, seen[layer], bits, joints.get(layer.module), step, alone)
+                handle.swap_forward(layer.module, rounded[layer.module])
                 seen[layer].forget_inputs()
-            if self.ranges == "by-step":
-                self._follow(handle, network, context, step, calls=len(seen[chosen[0]].low))
+            if examples:
+                self._reconstruct(network, rounded, examples, step, context.progress)
+            self._follow(handle, network, context, step)
             kind = "simulated in float" if self.simulated else "in integers"
             split = sum(layer.module in joints for layer in chosen)
-            handle.reports(lambda: {self.name: f"{len(chosen)} layers {kind}, {split} of them split; ranges {self.ranges}"})
+            told = f"{len(chosen)} layers {kind}, {split} of them split; ranges {self.ranges}"
+            keep(of_networks(self, context.recipe, [network], real=not self.simulated, told=told), self, context, [network])
+            handle.reports(lambda: {self.name: told})
         return handle
 
-    def _calibrated(self, target: Any, layers: list[Layer], context: Context, joints: dict[nn.Module, int]) -> dict[Layer, Seen]:
+    def _stored(self, context: Context, network: nn.Module) -> Saved | None:
+        """The layers of the folder that was named, or of an earlier calibration of the same."""
+        if self.saved is not None:
+            return read(Path(self.saved).expanduser() / FILE)
+        return None if self.fresh else kept(self, context, [network])
+
+    def _restored(self, target: Any, context: Context, stored: Saved, step: Tensor) -> Handle:
+        network = context.view.denoiser
+        with Handle.building(target, str(self)) as handle:
+            install(handle, stored, [network], step, real=not self.simulated)
+            self._follow(handle, network, context, step)
+            handle.reports(lambda: {self.name: f"{stored.facts.told}; calibration: read from {stored.name}"})
+        return handle
+
+    @property
+    def _adapts(self) -> bool:
+        return self.weights < 8 and self.rounding == "adaptive"
+
+    def _calibrated(
+        self, target: Any, layers: list[Layer], context: Context, joints: dict[nn.Module, int]
+    ) -> tuple[dict[Layer, Seen], dict[nn.Module, list[Example]]]:
         if context.exercise is None:
             raise UsageError(f"{self.name} takes its ranges from a run of the target; apply it by accelerate().")
-        keep = KEPT if self.weights < 8 and self.rounding == "adaptive" else 0
+        by_block = self._adapts and self.unit == "block"
+        blocks = blocks_of(context.view.denoiser, {layer.module for layer in layers}) if by_block else {}
+        covered = {module for inside in blocks.values() for module in inside}
+        keep = {layer: KEPT if self._adapts and layer.module not in covered else 0 for layer in layers}
         with Handle.building(target, "calibration") as watching:
             context.run.watch(watching)
-            with observed(layers, lambda: context.run.now().index, keep=keep, joints=joints) as seen:
+
+            def moment() -> int:
+                index: int = context.run.now().index
+                return index
+
+            with observed(layers, moment, keep=keep, joints=joints) as seen, recorded(blocks, moment, KEPT) as examples:
                 context.exercise(self.images)
         watching.remove()
-        return seen
+        return seen, examples
 
-    def _replace(self, handle: Handle, layer: Layer, seen: Seen, bits: tuple[int, int], joint: int | None, step: Tensor) -> None:
-        """One layer; with a joint, two layers on the two groups of its input channels."""
+    def _rounded(
+        self, handle: Handle, layer: Layer, seen: Seen, bits: tuple[int, int], joint: int | None, step: Tensor, alone: bool
+    ) -> RoundedLayer:
+        """One layer; with a joint, of two parts on the two groups of its input channels."""
         module = layer.module
-        groups = [(0, module.weight.shape[1])] if joint is None else [(0, joint), (joint, module.weight.shape[1])]
+        starts = [0, module.weight.shape[1]] if joint is None else [0, joint, module.weight.shape[1]]
         views = [seen] if joint is None else list(seen.halves)
-        twins = [module] if joint is None else [_sliced(module, *group) for group in groups]
-        parts = [self._part(handle, twin, one, bits, step) for twin, one in zip(twins, views, strict=True)]
+        twins = [module] if joint is None else [part_of(module, *group) for group in pairwise(starts)]
+        parts = [self._part(handle, twin, one, bits, step, alone) for twin, one in zip(twins, views, strict=True)]
+        return RoundedLayer(parts, starts, bits)
 
-        def forward(x: Tensor) -> Tensor:
-            if len(parts) == 1:
-                return parts[0](x)
-            found = parts[0](x[:, : groups[0][1]])
-            for (start, end), part in zip(groups[1:], parts[1:], strict=True):
-                found = found + part(x[:, start:end])
-            return found
-
-        forward.bits = bits  # type: ignore[attr-defined]  # a layer is not rounded twice
-        handle.swap_forward(module, forward)
-
-    def _part(self, handle: Handle, twin: nn.Linear | nn.Conv2d, seen: Seen, bits: tuple[int, int], step: Tensor) -> Forward:
-        """A layer with one group of input channels."""
+    def _part(
+        self, handle: Handle, twin: nn.Linear | nn.Conv2d, seen: Seen, bits: tuple[int, int], step: Tensor, alone: bool
+    ) -> RoundedPart:
+        """A layer with one group of input channels; one that is `alone` finds its rounding by itself."""
         at = sorted(seen.low)
         found = [seen.range(bits[1], True, index) for index in at] if self.ranges == "by-step" else [seen.range(bits[1], bits[1] < 8)]
         scales = best_scales(twin.weight, bits[0]) if bits[0] < 8 else channel_scales(twin.weight, bits[0])
-        if seen.whole and bits[0] < 8:
+        if alone and seen.whole and bits[0] < 8:
             inputs = torch.cat(seen.whole)
             rounded = torch.cat(
                 [fake_activation(x, *found[i if len(found) > 1 else 0]) for i, x in zip(seen.calls, seen.whole, strict=True)]
             )
-            weight = adapted(twin, scales, bits[0], inputs, rounded, iterations=self.iterations)
+            whole = adapted(twin, scales, bits[0], inputs, rounded, iterations=self.iterations)
         else:
-            weight = round_weight(twin.weight, scales, bits[0])
-        return _rounded(handle, twin, weight, scales, found, step, real=not self.simulated)
+            whole = round_weight(twin.weight, scales, bits[0])
+        packed = None if self.simulated else kernels.pack(twin, whole, scales)
+        if packed is not None:
+            handle.at_end(packed.free)
+        return RoundedPart.of(twin, whole, scales, found, step, packed)
 
-    def _follow(self, handle: Handle, network: nn.Module, context: Context, step: Tensor, *, calls: int) -> None:
-        """Before each call of the network, tells its layers which call of the run it is."""
+    def _reconstruct(
+        self,
+        network: nn.Module,
+        rounded: dict[nn.Module, RoundedLayer],
+        examples: dict[nn.Module, list[Example]],
+        step: Tensor,
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        """Block by block, rounds the weights of fewer than 8 bits anew, so that the block's answers are the float block's."""
+        blocks = blocks_of(network, rounded)
+        for done, (block, layers) in enumerate(blocks.items()):
+            progress("rounding blocks", done, len(blocks))
+            parts = [part for module in layers for part in rounded[module].parts if rounded[module].bits[0] < 8]
+            given = examples.pop(block, [])
+            if not parts or not given:
+                continue
+            softs = [SoftWeight(part.module.weight, part.scales, self.weights) for part in parts]
+            for part, soft in zip(parts, softs, strict=True):
+                part.soft = soft
+
+            def loss(random: torch.Generator, block: nn.Module = block, given: list[Example] = given) -> Tensor:
+                one = given[int(torch.randint(len(given), (), generator=random))]
+                step.fill_(one.call)
+                return apart(answer_of(block(*one.args, **one.kwargs)), one.answer)
+
+            settle(softs, loss, iterations=self.iterations)
+            for part, soft in zip(parts, softs, strict=True):
+                part.round(soft.whole())
+        progress("rounding blocks", len(blocks), len(blocks))
+        step.zero_()
+
+    def _follow(self, handle: Handle, network: nn.Module, context: Context, step: Tensor) -> None:
+        """Before each call of the network, tells its layers which call of the run it is, where their ranges depend on it."""
+        layers = [layer for module in network.modules() if isinstance(layer := vars(module).get("forward"), RoundedLayer)]
+        calls = max(len(part.scale_of) for layer in layers for part in layer.parts)
+        if calls == 1:
+            return
         context.run.watch(handle)
 
         def turn(module: nn.Module, args: Any) -> None:
@@ -168,39 +244,3 @@ def concatenations(network: nn.Module) -> dict[nn.Module, int]:
                 found[shortcut] = int(width)
             width = resnet.out_channels
     return found
-
-
-def _sliced(module: nn.Linear | nn.Conv2d, start: int, end: int) -> nn.Conv2d:
-    """A convolution that is the module on some of its input channels."""
-    if not isinstance(module, nn.Conv2d):
-        raise UsageError(f"Only convolutions see concatenations; got {type(module).__name__}.")
-    geometry = (module.kernel_size, module.stride, module.padding, module.dilation)
-    twin = nn.Conv2d(end - start, module.out_channels, *geometry, bias=start == 0 and module.bias is not None)  # type: ignore[arg-type]
-    with torch.no_grad():
-        twin.weight.copy_(module.weight[:, start:end])
-        if twin.bias is not None and module.bias is not None:
-            twin.bias.copy_(module.bias)
-    return twin.requires_grad_(False)
-
-
-def _rounded(
-    handle: Handle, module: nn.Linear | nn.Conv2d, weight: Tensor, scales: Tensor, found: list[Range], step: Tensor, *, real: bool
-) -> Forward:
-    """The layer with ranges by step (one for all, if there is one), on integer kernels or simulated."""
-    scale_of, zero_of = torch.tensor([one.scale for one in found]), torch.tensor([one.zero for one in found], dtype=torch.int32)
-    bits, by_step = found[0].bits, len(found) > 1
-    packed = kernels.pack(module, weight, scales) if real else None
-    if packed is not None:
-        handle.at_end(packed.free)
-    values = weight.float() * scales.reshape([-1, *[1] * (weight.ndim - 1)])
-
-    def forward(x: Tensor) -> Tensor:
-        if by_step and leaves_python():
-            raise UsageError("Ranges by step cannot be part of a graph for another runtime.", hint="q-diffusion(ranges='static')")
-        at = step if by_step else torch.zeros_like(step)
-        scale, zero = scale_of.index_select(0, at).reshape(()), zero_of.index_select(0, at).reshape(())
-        if packed is None or leaves_python():
-            return float_layer(module, fake_activation(x, scale, zero, bits), values.to(x.dtype))
-        return packed(round_activation(x, scale, zero, bits).to(torch.uint8), scale, zero, produced(x))
-
-    return forward
