@@ -214,8 +214,8 @@ def test_the_target_of_a_segment_lands_on_its_path(ancestral: bool, options: Opt
     assert sorted(set(places.tolist())) == [0, 1, 2, 3]
     with torch.no_grad():  # of a network that says it already there is nothing to learn
         own = task.taught.guided(x, task.sigmas[places], task.times[places], labels)
-    assert task.loss(task.model, x, places, labels, own, seed) < 1e-10
-    assert task.loss(task.model, x, places, labels, wanted, seed) > 1e-4
+    assert task.loss(task.model, x, places, labels, own, seed).detach() < 1e-10
+    assert task.loss(task.model, x, places, labels, wanted, seed).detach() > 1e-4
 
 
 def test_the_score_of_segments_is_their_loss_on_other_paths(options: Options, teacher: Teacher) -> None:

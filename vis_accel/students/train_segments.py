@@ -47,7 +47,7 @@ class SegmentsTask(StepwiseTask):
         pool: of paths with their states at `stops`.
 
     Raises:
-        UsageError: one step of a network that predicts noise.
+        UsageError: one step of a network that predicts noise, or steps without noise in a pipeline that clips.
     """
 
     judged_by = "segment_error"
@@ -57,6 +57,9 @@ class SegmentsTask(StepwiseTask):
         if steps == 1 and teacher.noise.prediction == "epsilon":
             reason = "A network that predicts noise cannot say in one step what the image is."
             raise UsageError(reason, hint="--student-steps 2 or more, or --method progressive, which teaches it v first")
+        if eta(options) == 0 and teacher.noise.clip is not None:
+            reason = f"{type(teacher.pipeline).__name__} clips images, and diffusers' DDIM then goes on with noise that no longer belongs to them."
+            raise UsageError(reason, hint="--ancestral")
         super().__init__(options, teacher, pool, held_out, steps=steps, prediction=teacher.noise.prediction, eta=eta(options))
         self.times, self.sigmas = self.levels(steps)
         knots = self.sigmas.tolist()
