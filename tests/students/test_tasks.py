@@ -225,7 +225,7 @@ def test_the_score_of_segments_is_their_loss_on_other_paths(options: Options, te
     for place in range(4):
         places = torch.full((32,), place)
         x, wanted = task.segment(task.held_out, torch.arange(32), places)
-        losses.append(task.loss(task.model, x, places, task.held_out.labels, wanted, torch.tensor(0)))
+        losses.append(task.loss(task.model, x, places, task.held_out.labels, wanted, torch.tensor(0)).detach())
     assert found == pytest.approx(float(torch.stack(losses).mean().sqrt()), rel=1e-4)
 
 

@@ -58,7 +58,7 @@ class SegmentsTask(StepwiseTask):
             reason = "A network that predicts noise cannot say in one step what the image is."
             raise UsageError(reason, hint="--student-steps 2 or more, or --method progressive, which teaches it v first")
         if eta(options) == 0 and teacher.noise.clip is not None:
-            reason = f"{type(teacher.pipeline).__name__} clips images, and diffusers' DDIM then goes on with noise that no longer belongs to them."
+            reason = f"{type(teacher.pipeline).__name__} clips images; DDIM of diffusers then goes on with noise that is not theirs."
             raise UsageError(reason, hint="--ancestral")
         super().__init__(options, teacher, pool, held_out, steps=steps, prediction=teacher.noise.prediction, eta=eta(options))
         self.times, self.sigmas = self.levels(steps)
