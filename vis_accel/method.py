@@ -128,6 +128,7 @@ class Method(ABC):
     family: ClassVar[Family]
     exactness: ClassVar[Exactness]
     touches: ClassVar[tuple[Touch, ...]]
+    prepares: ClassVar[bool] = False  # applied before the others of its family, which then start from what it left
     needs: ClassVar[frozenset[str]] = frozenset()  # properties the target must have when this method is applied: "grid"
     breaks: ClassVar[frozenset[str]] = frozenset()  # properties it no longer has afterwards
 
