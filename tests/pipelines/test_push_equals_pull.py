@@ -31,6 +31,7 @@ SOLVERS = (
     "unipc(order=3, lower_order_final=False)",
     "ipndm",
     "deis",
+    "deis(variable='t')",
     "singlestep(order=3)",
     "dpm-sde(order=3)",
     "pndm",
