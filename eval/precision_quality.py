@@ -45,7 +45,14 @@ BATCH, KEPT = 64, 64  # images a call; first images, for PSNR
 
 def features(opened: Any, net: Any, recipe: str, n: int) -> tuple[Tensor, Tensor, list[str]]:
     """Features of n images and the first images, from the store if they are there; and what the methods report."""
-    facts = [opened.sha256, recipe, str(opened.job), n, _methods_sha256(), net.sha256 if hasattr(net, "sha256") else net.name]
+    facts = [
+        opened.sha256,
+        recipe,
+        str(opened.job),
+        n,
+        "" if recipe == SAMPLER else _methods_sha256(),
+        net.sha256 if hasattr(net, "sha256") else net.name,
+    ]
     place = STORE / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]}.safetensors"
     if place.is_file():
         stored = load_file(place)

@@ -47,15 +47,27 @@ def bench_table() -> str:
 
 
 def students() -> str:
-    """The students that ship, beside solvers of as many calls and more."""
-    card = Card.load(ROOT / "eval/results/students")
+    """The students of few calls that ship, beside solvers of as many calls and more."""
+    return _students("eval/results/students")
+
+
+def guidance_student() -> str:
+    """The student that takes the guidance scale, beside the same sampler with both halves."""
+    return _students("eval/results/guidance-student")
+
+
+def _students(folder: str) -> str:
+    card = Card.load(ROOT / folder)
     base = card.baseline
     recall = "; ".join(f"`{row.recipe}` {_short(row.quality.get('recall'))}" for row in card.rows)
     lead = (
         f"n = {base.n}, guidance {base.settings['guidance_scale']}, batch {base.settings['batch']} in the timing, "
-        f"{base.machine['threads']} thread of {base.machine['processor']}, float32."
+        f"{base.machine['threads']} thread{'s' * (base.machine['threads'] > 1)} of {base.machine['processor']}, float32."
     )
     verdicts = [f"`{row.recipe}`: quality {row.verdict}" for row in card.records if row.verdict and "distilled" in row.recipe]
+    unsteady = [f"`{row.recipe}`" for row in card.rows if any("deviation" in reason for reason in row.unstable)]
+    if unsteady:
+        verdicts.append(f"Times that spread by more than a tenth of their mean: {', '.join(unsteady)}.")
     return "\n\n".join([lead, _table(card), f"Recall: {recall}.", *verdicts])
 
 
@@ -244,6 +256,7 @@ def picture() -> str:
 FIGURES: dict[str, Callable[[], str]] = {
     "bench": bench_table, "samplers": sampler_table, "overhead": overhead, "bundle": bundle, "picture": picture, "students": students,
     "end-to-end": end_to_end,
+    "guidance-student": guidance_student,
     "second-opinion": second_opinion, "which-sampler": which_sampler, **figures_vision.FIGURES,
     **figures_precision.FIGURES,
 }  # fmt: skip

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
     from vis_accel.recipe import Recipe
     from vis_accel.record import Card
-    from vis_accel.zoo import load
+    from vis_accel.zoo.load import load
 
     __version__: str
 

@@ -10,7 +10,6 @@ model is sealed by its card); a user's own is named by its path.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ from torch import Tensor, nn
 from vis_accel.errors import DataError, NotApplicableError, UnknownNameError
 from vis_accel.files import write_atomic
 from vis_accel.handle import Handle
-from vis_accel.method import Method
+from vis_accel.identity import identity
 
-__all__ = ["Addon", "check_name", "differences", "find", "identity", "save", "shipped", "swap_parameters"]
+__all__ = ["Addon", "differences", "find", "identity", "save", "shipped", "swap_parameters"]
 
 _STEPS, _HALVES, _SCALE = "#steps", "#halves", "#scale"  # ends of the names of a difference's parts: steps of 8 bits or 4, and their sizes
 _FOLDER = Path(__file__).parent / "zoo" / "addons"
@@ -50,13 +49,6 @@ def shipped(method: str | None = None) -> dict[str, Path]:
     """The add-ons in this package, by name; with `method`, those it wants."""
     found = {path.stem: path for path in sorted(_FOLDER.glob("*/*.safetensors"))}
     return found if method is None else {name: path for name, path in found.items() if _facts(path).get("method") == method}
-
-
-def check_name(method: Method, option: str) -> None:
-    """Refuses the option `option` of `method` if it can be neither the name of an add-on nor a path."""
-    value = getattr(method, option)
-    if value is not None and (not value.strip() or not value.isprintable()):
-        raise method.refused(option, "must be a name or a path")
 
 
 def find(method: str, model: nn.Module, name: str | None = None, *, how: str | None = None) -> Addon:
@@ -175,17 +167,6 @@ def _whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
         whole = _unpacked(steps, base.shape) if mark + form == _HALVES else steps
         found[own] = base.detach().float().cpu() + whole.float() * scale.reshape(-1, *[1] * (base.ndim - 1))
     return found
-
-
-def identity(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all parameters and buffers, rounded to bfloat16: a model loaded in it is the same model."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous()
-        flat = flat.to(torch.bfloat16) if flat.is_floating_point() else flat
-        sha.update(f"{name} {tuple(flat.shape)}".encode())
-        sha.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
 
 
 def _read(path: Path) -> Addon:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vis_accel.calibration import Calibration, exercise
+from vis_accel.calibration import Calibration, Progress, exercise, nothing
 from vis_accel.clock import Clock
 from vis_accel.errors import NotApplicableError, UsageError
 from vis_accel.handle import Handle
@@ -14,7 +14,9 @@ from vis_accel.recipe import Recipe
 __all__ = ["accelerate"]
 
 
-def accelerate(target: Any, recipe: Recipe | Method | str, *, calibration: Calibration | None = None) -> Handle:
+def accelerate(
+    target: Any, recipe: Recipe | Method | str, *, calibration: Calibration | None = None, progress: Progress = nothing
+) -> Handle:
     """Applies `recipe` to `target`, all of it or nothing.
 
         with accelerate(pipe, "dpm(steps=12)"):
@@ -25,6 +27,7 @@ def accelerate(target: Any, recipe: Recipe | Method | str, *, calibration: Calib
         recipe: a `Recipe`, its text, or one method.
         calibration: what methods that look at a run of the target (int8) run it on: for a pipeline a `Job`, for a network a batch of its
             inputs or several. A pipeline that takes no text, and a bundled classifier, need none.
+        progress: told, while methods calibrate and round, what is being done, how much of it is, and how much there is.
 
     Returns:
         The handle of the whole recipe: a context manager; `remove()` leaves the target as it was, `suspend()` and `resume()` switch.
@@ -41,7 +44,7 @@ def accelerate(target: Any, recipe: Recipe | Method | str, *, calibration: Calib
         raise UsageError("The recipe is empty: it would change nothing.", hint="vis-accel list shows the methods there are")
     found = _view(target)
     run = Clock(target, lambda: found.noise) if hasattr(found, "install_scheduler") else None
-    context = Context(recipe=recipe, view=found, run=run, exercise=exercise(target, found, calibration))
+    context = Context(recipe=recipe, view=found, run=run, exercise=exercise(target, found, calibration, progress), progress=progress)
     for method in recipe.methods:
         method.check_target(context.view)
     return Handle.compose(target, str(recipe), [lambda method=method: method.apply(target, context) for method in recipe.methods])  # type: ignore[misc]

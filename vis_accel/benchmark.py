@@ -37,6 +37,7 @@ from vis_accel.record import Card, Record
 from vis_accel.rows import now
 from vis_accel.zoo.measured import Shipped, shipped_baselines, yardstick_for
 from vis_accel.zoo.opened import Placement, is_classifier, open_pipeline
+from vis_accel.zoo.quantized import is_quantized, opened_as
 
 __all__ = ["Settings", "Watcher", "bench"]
 
@@ -72,6 +73,7 @@ def bench(
         UsageError: a recipe that does not fit, a number of samples the budget does not allow, too small an n.
         RunError: a model, a reference or an output folder that is broken.
     """
+    model, recipes = _unfolded(model, recipes)
     parsed = _parsed(model, recipes)
     if not parsed or any(not recipe.methods for recipe in parsed):
         raise UsageError("A benchmark needs at least one recipe that is not empty.", hint="--sampler dpm, or --recipe 'dpm(steps=10)'")
@@ -96,6 +98,7 @@ def preview(
     Raises:
         UsageError: what `bench` would refuse.
     """
+    model, recipes = _unfolded(model, recipes)
     settings, parsed = replace(settings or Settings(), placement=placement), _parsed(model, recipes)
     if is_classifier(model):
         return preview_classifier(model, parsed, job=job, settings=settings)
@@ -111,6 +114,14 @@ def preview(
         return lines
     finally:
         stage.close()
+
+
+def _unfolded(model: Any, recipes: Sequence[Recipe | str] | None) -> tuple[Any, Sequence[Recipe | str] | None]:
+    """A quantized folder as its float model, the baseline, and its own recipe before those that were asked for."""
+    if not is_quantized(model):
+        return model, recipes
+    name, own = opened_as(model)
+    return name, (own, *(recipes or ()))
 
 
 def _parsed(model: Any, recipes: Sequence[Recipe | str] | None) -> list[Recipe]:

@@ -6,6 +6,7 @@ Network   batches of its inputs, or the calibration images that ship with a bund
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,8 +18,9 @@ from vis_accel.generation import Job, default_steps, generate
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Calibration", "exercise"]
+__all__ = ["Calibration", "Exercise", "Progress", "exercise", "nothing"]
 
+Progress: TypeAlias = Callable[[str, int, int], None]
 Calibration: TypeAlias = "Job | Tensor | Sequence[Tensor]"
 
 FAR = 10_000_000  # added to the seed of a job: images that are measured begin at 0
@@ -26,8 +28,27 @@ BATCH = 32
 STEPS = 50  # at most, where nobody says how many: enough to meet every noise level
 
 
-def exercise(target: Any, view: Any, given: Calibration | None) -> Callable[[int], None]:
-    """A function that runs `target` on about as many images as it is given; it raises UsageError where none are known.
+class Exercise:
+    """Runs a target on about as many images as it is given; raises UsageError where none are known.
+
+    Args:
+        run: does so.
+        told: says in a line on what, exactly: what comes out of a run depends on the target, the recipe and this.
+    """
+
+    def __init__(self, run: Callable[[int], None], told: Callable[[], str]) -> None:
+        self.run, self.told = run, told
+
+    def __call__(self, count: int) -> None:
+        self.run(count)
+
+
+def nothing(what: str, done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+def exercise(target: Any, view: Any, given: Calibration | None, progress: Progress = nothing) -> Exercise:
+    """What methods that look at a run of `target` let it do.
 
     Raises:
         UsageError: a calibration that is not for this kind of target.
@@ -37,18 +58,23 @@ def exercise(target: Any, view: Any, given: Calibration | None) -> Callable[[int
             raise UsageError(
                 "A pipeline is calibrated on images it makes.", hint="calibration=Job(prompts=(...,)) or Job(class_labels=...)"
             )
-        return lambda count: _generate(target, given, count)
+        return Exercise(lambda count: _generate(target, given, count, progress), lambda: str(_guessed(target) if given is None else given))
     if isinstance(given, Job):
         raise UsageError("A job is for pipelines; a network is calibrated on images.", hint="calibration=batch, a tensor of its inputs")
-    return lambda count: _look(target, _bundled(view) if given is None else given, count)
+    return Exercise(
+        lambda count: _look(target, _bundled(view) if given is None else given, count),
+        lambda: _hash(_bundled(view) if given is None else given),
+    )
 
 
-def _generate(pipeline: Any, given: Job | None, count: int) -> None:
+def _generate(pipeline: Any, given: Job | None, count: int, progress: Progress) -> None:
     job = _guessed(pipeline) if given is None else given
     job.check(pipeline)
     job = replace(job, seed=job.seed + FAR)
     for start in range(0, count, BATCH):
+        progress("calibration images", start, count)
         generate(pipeline, job, range(start, min(start + BATCH, count)))
+    progress("calibration images", count, count)
 
 
 def _guessed(pipeline: Any) -> Job:
@@ -75,6 +101,16 @@ def _look(network: Any, given: Tensor | Sequence[Tensor], count: int) -> None:
             seen += len(batch)
             if seen >= count:
                 return
+
+
+def _hash(given: Tensor | Sequence[Tensor]) -> str:
+    import torch
+
+    sha = hashlib.sha256()
+    for batch in [given] if isinstance(given, torch.Tensor) else given:
+        sha.update(str((tuple(batch.shape), batch.dtype)).encode())
+        sha.update(batch.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
 
 
 def _bundled(view: Any) -> list[Tensor]:

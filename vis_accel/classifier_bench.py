@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from vis_accel.rows import now
 from vis_accel.zoo.labelled import ImageSet, Preparation, Prepared, bundled_images, folder_images
 from vis_accel.zoo.opened import OpenedClassifier, open_classifier
 
-__all__ = ["bench_classifier", "preview_classifier"]
+__all__ = ["bench_classifier", "calibration_inputs", "preview_classifier"]
 
 FEWEST = 100  # images a row that a budget may shrink the data to
 SETTLED_CALLS = 6  # a row: counters, memory, the calls before the timing
@@ -97,16 +98,16 @@ class _Ready:
         if not opened.trained:
             name = "none: random weights" if images is None else f"none: random weights, timed on {images.name}"
         preparation = Preparation.of(opened.network, settings.placement.size)
-        calibration = _calibration(opened, preparation, settings)
+        calibration = calibration_inputs(opened, preparation, settings.calibration, skip_broken=settings.skip_broken)
         return cls(opened, ClassifierStage(opened.network, recipes, calibration=calibration), preparation, images, name)
 
 
-def _calibration(opened: OpenedClassifier, preparation: Preparation, settings: Settings) -> Tensor | None:
+def calibration_inputs(opened: OpenedClassifier, preparation: Preparation, calibration: Path | None, *, skip_broken: bool) -> Tensor | None:
     """Inputs to calibrate on: of the folder that was named, or random ones for random weights; None: what ships with the model."""
     like = next(opened.network.parameters())
-    if settings.calibration is not None:
-        images = folder_images(settings.calibration, _outputs(opened), opened.classes)
-        few = Prepared(images.first(min(CALIBRATED, len(images))), preparation, skip_broken=settings.skip_broken)
+    if calibration is not None:
+        images = folder_images(calibration, _outputs(opened), opened.classes)
+        few = Prepared(images.first(min(CALIBRATED, len(images))), preparation, skip_broken=skip_broken)
         return preparation.normalised(few.pixels(0, len(few)), like)
     if opened.trained:
         return None

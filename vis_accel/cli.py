@@ -17,6 +17,7 @@ import typer
 from vis_accel.cli_app import app as serve
 from vis_accel.cli_distill import distill
 from vis_accel.cli_finetune import finetune
+from vis_accel.cli_quantize import quantize
 from vis_accel.errors import UsageError, VisAccelError
 
 if TYPE_CHECKING:
@@ -289,6 +290,7 @@ def doctor(format: Formatted = Format.auto) -> None:
 
 app.command()(finetune)
 app.command()(distill)
+app.command()(quantize)
 app.command("app")(serve)
 
 

@@ -18,6 +18,7 @@ class Kind(str, enum.Enum):
     guidance = "guidance"
     progressive = "progressive"
     cfg_aware = "cfg-aware"
+    segments = "segments"
 
 
 class Step(str, enum.Enum):
@@ -41,7 +42,8 @@ def distill(
     solver: Annotated[Step | None, typer.Option("--solver", help="consistency: the teacher's step. Default: ddim on latents.")] = None,
     ends: Annotated[float | None, typer.Option("--ends", help="consistency: share that learns whole paths. Default: 0.5.")] = None,
     target_decay: Annotated[float | None, typer.Option("--target-decay", help="consistency: of the target. Default: 0.95.")] = None,
-    student_steps: Annotated[int | None, typer.Option("--student-steps", help="progressive: in the end. Default: 4.")] = None,
+    ancestral: Annotated[bool | None, typer.Option("--ancestral/--no-ancestral", help="segments: fresh noise between the steps.")] = None,
+    student_steps: Annotated[int | None, typer.Option("--student-steps", help="progressive, segments: in the end. Default: 4.")] = None,
     teacher_steps: Annotated[int | None, typer.Option("--teacher-steps", help="progressive: at first. Default: four times that.")] = None,
     guided_share: Annotated[float, typer.Option("--guided-share", help="cfg-aware: of the batches. Default: 0.5.")] = 0.0,
     dropout: Annotated[float, typer.Option("--dropout", help="Of the student, if its network has any.")] = 0.0,
@@ -63,7 +65,7 @@ def distill(
     options = DistillOptions(
         model=model, method=method.value, output=output or Path("runs") / f"{Path(model).name}-{method.value}", data=data, samples=samples,
         sampler=sampler, guidance=guidance, low=low, high=high, knots=knots, solver=None if solver is None else solver.value, ends=ends,
-        target_decay=target_decay, student_steps=student_steps, teacher_steps=teacher_steps, guided_share=guided_share,
+        target_decay=target_decay, ancestral=ancestral, student_steps=student_steps, teacher_steps=teacher_steps, guided_share=guided_share,
         dropout=dropout, steps=steps, batch=batch, learning_rate=learning_rate,
         ema_decay=ema_decay, evaluations=evaluations, patience=patience, seed=seed, precision=precision, compile=compile, threads=threads,
         resume=resume,

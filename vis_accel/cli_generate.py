@@ -38,6 +38,13 @@ def run(
     from vis_accel.recipe import Recipe
 
     parsed = None if recipe is None else Recipe.parse(recipe)  # before anything heavy is loaded
+    from vis_accel.errors import UsageError
+    from vis_accel.zoo.quantized import is_quantized, opened_as
+
+    if is_quantized(model):
+        if parsed is not None:
+            raise UsageError(f"{model} has a recipe of its own: {opened_as(model)[1]}.", hint="leave out --recipe")
+        model, parsed = opened_as(model)
     from vis_accel.apply import accelerate
     from vis_accel.generation import generate
     from vis_accel.zoo.opened import Placement, open_pipeline

@@ -58,12 +58,14 @@ class Context:
         run: the `clock.Clock` of the recipe on a pipeline; None on a network.
         exercise: runs the target, with what is on it so far, on about as many images as it is given, for methods that look at such
             a run; raises UsageError if there is nothing to run it on.
+        progress: told what takes long, how much of it is done, and how much there is.
     """
 
     recipe: Recipe
     view: Any = None
     run: Any = None
     exercise: Callable[[int], None] | None = None
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
 
 
 class Bounds(NamedTuple):
@@ -126,6 +128,7 @@ class Method(ABC):
     family: ClassVar[Family]
     exactness: ClassVar[Exactness]
     touches: ClassVar[tuple[Touch, ...]]
+    prepares: ClassVar[bool] = False  # applied before the others of its family, which then start from what it left
     needs: ClassVar[frozenset[str]] = frozenset()  # properties the target must have when this method is applied: "grid"
     breaks: ClassVar[frozenset[str]] = frozenset()  # properties it no longer has afterwards
 
@@ -149,6 +152,8 @@ class Method(ABC):
             return
         if not bounds.holds(value):
             raise self.refused(name, f"must be {bounds.requirement()}")
+        if isinstance(value, str) and not (value.strip() and value.isprintable()):
+            raise self.refused(name, "must be a text that can be printed")
         if bounds.choices and isinstance(value, str) and value not in bounds.choices:
             near = closest(value, bounds.choices)
             hint = f"did you mean {either(repr(choice) for choice in near)}?" if near else None

@@ -27,7 +27,7 @@ NONE = "none"  # the text of the recipe without methods
 
 @dataclass(frozen=True, init=False, repr=False)
 class Recipe:
-    """A set of methods in canonical order: by family, then by name. Immutable and hashable; `a + b == b + a`.
+    """A set of methods in canonical order: by family, what prepares others first, then by name. Immutable, hashable; `a + b == b + a`.
 
     Args:
         methods: in any order.
@@ -40,7 +40,7 @@ class Recipe:
     methods: tuple[Method, ...]
 
     def __init__(self, methods: Iterable[Method] = ()) -> None:
-        ordered = tuple(sorted(methods, key=lambda method: (FAMILIES.index(method.family), method.name)))
+        ordered = tuple(sorted(methods, key=lambda method: (FAMILIES.index(method.family), not method.prepares, method.name)))
         for one, other in combinations(ordered, 2):
             _check_pair(one, other)
         object.__setattr__(self, "methods", ordered)

@@ -111,10 +111,14 @@ METHODS: dict[str, Entry] = {
                    "ipndm behind three Runge-Kutta steps: nine calls more"),
     "q-diffusion": Entry("vis_accel.precision.q_diffusion:QDiffusion", "precision", "Li et al. 2023, arXiv:2302.04304",
                          "a denoiser in 8 or fewer bits, with ranges for each step of its run"),
+    "repq":  Entry("vis_accel.precision.repq:Repq", "precision", "Li et al. 2022, arXiv:2212.08254",
+                   "ranges of channels made equal behind norms, by factors and shifts in the weights: exact, for int8 to start from"),
     "restart": Entry("vis_accel.samplers.restart:Restart", "sampler", "Xu et al. 2023, arXiv:2306.14878",
                      "Heun that goes back up with fresh noise and down again: for 40 calls and more"),
     "singlestep": Entry("vis_accel.samplers.singlestep:Singlestep", "sampler", "Lu et al. 2022, arXiv:2206.00927",
                         "DPM-Solver, singlestep, orders 2 and 3: as many calls a step"),
+    "smooth": Entry("vis_accel.precision.smooth:Smooth", "precision", "Xiao et al. 2022, arXiv:2211.10438",
+                    "large channels behind norms made smaller, the weights that read them larger: exact, for int8 to start from"),
     "taylor": Entry("vis_accel.caching.taylor:Taylor", "cache", "Liu et al. 2025, arXiv:2503.06923",
                     "transformers: what the blocks add is forecast from the last full calls"),
     "tome":  Entry("vis_accel.token_pruning.tome:Tome", "tokens", "Bolya et al. 2023, arXiv:2210.09461",
@@ -125,6 +129,8 @@ METHODS: dict[str, Entry] = {
                    "weights fine-tuned for a method on tokens"),
     "unipc": Entry("vis_accel.samplers.unipc:Unipc", "sampler", "Zhao et al. 2023, arXiv:2302.04867",
                    "predictor and corrector of one order: the corrector costs no extra call"),
+    "weight-only": Entry("vis_accel.precision.weight_only:WeightOnly", "precision", "Frantar et al. 2022, arXiv:2210.17323",
+                         "weights in 8 or 4 bits, floats again in each call: for memory, not for speed"),
 }
 # fmt: on
 

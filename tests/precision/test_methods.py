@@ -42,10 +42,10 @@ def rounded(network: nn.Module) -> list[Any]:
     return [layer for layer in candidates(network) if hasattr(vars(layer.module).get("forward"), "bits")]
 
 
-def inside(module: nn.Module) -> dict[str, Any]:
-    """What a rounded layer's forward holds."""
-    forward = vars(module)["forward"]
-    return dict(zip(forward.__code__.co_freevars, (cell.cell_contents for cell in forward.__closure__), strict=True))
+def inside(module: nn.Module) -> Any:
+    """The one part of a rounded layer."""
+    (part,) = vars(module)["forward"].parts
+    return part
 
 
 def apart(found: Tensor, wanted: Tensor) -> float:
@@ -100,9 +100,9 @@ def test_the_kernel_is_the_rounded_layer_to_rounding() -> None:
         model(images())
         hook.remove()
         found = layer(inputs[0])
-        cells = inside(layer)
-    weight = cells["whole"].float() * cells["scales"][:, None]
-    wanted = float_layer(layer, fake_activation(inputs[0], cells["found"].scale, cells["found"].zero), weight)
+        part = inside(layer)
+    weight = part.whole.float() * part.scales[:, None]
+    wanted = float_layer(layer, fake_activation(inputs[0], part.scale_of, part.zero_of), weight)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -112,7 +112,7 @@ def test_the_calibration_is_of_the_recipe() -> None:
     target, scales = build("dit"), list[list[float]]()
     for sampler in ("euler(steps=2)", "euler(steps=8)"):
         with accelerate(target, f"{sampler} + {INT8}", calibration=Job(class_labels=(1, 2), guidance_scale=4.0)):
-            scales.append([inside(layer.module)["found"].scale for layer in rounded(target.transformer)])
+            scales.append([inside(layer.module).scale_of.item() for layer in rounded(target.transformer)])
     assert len(scales[0]) == len(scales[1]) > 5
     assert sum(one != other for one, other in zip(*scales, strict=True)) > 3
 

@@ -66,7 +66,7 @@ def test_a_split_layer_is_its_two_rounded_halves_with_the_ranges_of_the_call() -
         wanted = shortcut.bias.reshape(-1, 1, 1)
         for half, part in zip(halves, (x[:, :width], x[:, width:]), strict=True):
             rounded = fake_activation(part, half.scale_of[index], half.zero_of[index])
-            wanted = wanted + nn.functional.conv2d(rounded, half.values)
+            wanted = wanted + nn.functional.conv2d(rounded, half.whole.float() * half.scales[:, None, None, None])
         torch.testing.assert_close(output, wanted, rtol=1e-4, atol=1e-4)
     assert len(set(halves[0].scale_of.tolist())) == 3
 

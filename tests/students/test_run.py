@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,16 +73,20 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(options: Options) -> None:
     ("dit", "progressive", "distilled(steps=2, weights='{}')"),
     ("epsilon", "progressive", "distilled(steps=2, weights='{}')"),
     ("dit", "cfg-aware", "distilled(steps=2, weights='{}')"),
+    ("dit", "segments", "distilled(steps=2, weights='{}')"),
+    ("epsilon", "segments", "distilled(steps=2, weights='{}')"),
 ])  # fmt: skip
 def test_other_methods_end_in_a_folder_that_does_what_the_addon_does(kind: str, method: str, recipe: str, options: Options) -> None:
-    halving = {} if method == "guidance" else {"student_steps": 2, "teacher_steps": 4}
+    halving = {"student_steps": 2, "teacher_steps": 4} if method in ("progressive", "cfg-aware") else {}
+    if method == "segments":
+        halving = {"student_steps": 2, "sampler": "ddim(steps=4, schedule='trailing')", "ancestral": False}
     asked = options(kind, method=method, steps=2, **halving)
     done = distill(asked)
     stock = diffusers.DiTPipeline.from_pretrained(done.folder / "pipeline")
     if method != "guidance":
-        assert stock.scheduler.config.prediction_type == "v_prediction"
+        assert stock.scheduler.config.prediction_type == ("epsilon" if (kind, method) == ("epsilon", "segments") else "v_prediction")
         assert stock.scheduler.config.timestep_spacing == "trailing"
-    if kind == "epsilon":
+    if kind == "epsilon" and method == "progressive":
         assert (done.folder / "stage-1" / "pipeline").is_dir()
     pipe = load(asked.model)
     with accelerate(pipe, recipe.format(done.folder / "addon.safetensors")):
@@ -100,6 +106,30 @@ def test_an_unconditional_pipeline_in_pixels(options: Options) -> None:
         assert pipe(batch_size=1, output_type="np").images.shape == (1, 8, 8, 3)
     with pytest.raises(UsageError, match="no guidance to distil"):
         distill(options("ddpm", method="guidance", output=asked.output / "g"))
+
+
+def test_a_student_of_segments_in_pixels(options: Options) -> None:
+    plain: dict[str, Any] = {"method": "segments", "student_steps": 2, "batch": 8, "steps": 2, "evaluations": 1}
+    asked = options("ddpm", sampler="ddim(steps=4, schedule='trailing')", **plain)
+    with pytest.raises(UsageError, match="clips images"):
+        distill(replace(asked, ancestral=False))
+    done = distill(asked)
+    assert set(done.scores) == {"segment_error"}
+    assert set(load_file(done.folder / "pool.safetensors")) == {"ends", "labels", "starts", "places", "states"}
+    stock, pipe = diffusers.DDPMPipeline.from_pretrained(done.folder / "pipeline"), load(asked.model)
+    assert type(stock.scheduler).__name__ == "DDPMScheduler"
+    recipe, seen = f"distilled(steps=2, weights='{done.folder / 'addon.safetensors'}')", []
+    for one in (stock, pipe):
+        one.set_progress_bar_config(disable=True)
+        one.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        with nullcontext() if one is stock else accelerate(one, recipe):
+            one(batch_size=16, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np")
+    assert torch.equal(seen[0], seen[2])
+    above, below = stock.scheduler.alphas_cumprod[[999, 499]].tolist()  # both have noise of their own, of DDPM's deviation
+    deviation = math.sqrt(2 * (1 - below) / (1 - above) * (1 - above / below))
+    assert float((seen[1] - seen[3]).std()) == pytest.approx(deviation, rel=0.05)
+    with pytest.raises(UsageError, match="must be 2, which the student"):
+        accelerate(pipe, recipe.replace("steps=2", "steps=4"))
 
 
 def often(config: Callable[[DistillOptions], TrainingConfig]) -> Callable[[DistillOptions], TrainingConfig]:
@@ -197,7 +227,7 @@ def test_teachers_that_do_not_fit_are_refused(options: Options, folders: dict[st
         distill(options(model="cifar10-vit", output=tmp_path / "c"))
 
 
-def test_impossible_requests_are_refused_before_anything_is_trained(options: Options, tmp_path: Path) -> None:
+def test_impossible_requests_are_refused_before_anything_is_trained(options: Options, folders: dict[str, Path], tmp_path: Path) -> None:
     count = iter(range(100))
 
     def refused(error: type[Exception], match: str, **changes: Any) -> None:
@@ -211,6 +241,8 @@ def test_impossible_requests_are_refused_before_anything_is_trained(options: Opt
     refused(UsageError, "one sampler with its steps", sampler="ddim + compile")
     refused(UsageError, "not from pure noise", sampler="ddim(steps=2, schedule='leading')")
     refused(UsageError, "outside the student's range", method="guidance", low=4.0)
+    refused(UsageError, "cannot stop at each of the 6 noise levels", method="segments")
+    refused(UsageError, "cannot say in one step", method="segments", student_steps=1, model=str(folders["epsilon"]))
     refused(UsageError, "--batch 1000 is more than the 96 examples", batch=1000)
     for changes, match in (
         ({"method": "progresive"}, "progresive"), ({"solver": "euler"}, "euler"), ({"precision": "fp8"}, "fp8"),
@@ -220,6 +252,7 @@ def test_impossible_requests_are_refused_before_anything_is_trained(options: Opt
     for changes, match in (
         ({"steps": 0}, "--steps must be 1"), ({"learning_rate": float("nan")}, "--learning-rate"), ({"samples": 1}, "--samples"),
         ({"method": "guidance", "knots": 20}, "--knots belongs to consistency"), ({"student_steps": 2}, "belongs to progressive"),
+        ({"ancestral": True}, "belongs to segments"), ({"method": "segments", "data": tmp_path}, "takes no --data"),
         ({"method": "guidance", "low": 8.0, "high": 2.0}, "--low must be below"), ({"guidance": 0.5}, "--guidance must be 1"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=match):

@@ -13,6 +13,7 @@ from students.conftest import GUIDANCE
 from torch import nn
 
 from vis_accel import load
+from vis_accel.distillation import space
 from vis_accel.samplers import create, sample
 from vis_accel.students import DistillOptions
 from vis_accel.students.pool import Pool, again, sampled
@@ -21,6 +22,7 @@ from vis_accel.students.teacher import Teacher, open_teacher
 from vis_accel.students.train_consistency import ConsistencyTask
 from vis_accel.students.train_guidance import GuidanceTask
 from vis_accel.students.train_progressive import ProgressiveTask, Stage, stages
+from vis_accel.students.train_segments import SegmentsTask, stops
 
 Options = Callable[..., DistillOptions]
 
@@ -64,7 +66,7 @@ def test_a_teacher_guides_as_its_pipeline_does(teacher: Teacher) -> None:
     assert not torch.allclose(ours, unguided, atol=1e-2)
 
 
-@pytest.mark.parametrize("method", ["consistency", "guidance", "progressive"])
+@pytest.mark.parametrize("method", ["consistency", "guidance", "progressive", "segments"])
 def test_a_student_at_initialisation_is_its_teacher(method: str, options: Options, teacher: Teacher, pool: Pool) -> None:
     asked = options(method=method)
     task: Any
@@ -72,6 +74,8 @@ def test_a_student_at_initialisation_is_its_teacher(method: str, options: Option
         task = ConsistencyTask(asked, teacher, pool, pool)
     elif method == "guidance":
         task = GuidanceTask(asked, teacher, pool, pool)
+    elif method == "segments":
+        task = of_segments(options, teacher, ancestral=True)
     else:
         task = ProgressiveTask(asked, teacher, pool, pool, teacher=teacher, stage=Stage(4, True))
     x, places, labels = points(teacher, 4, 0)
@@ -170,6 +174,59 @@ def test_a_progressive_target_is_two_steps_of_the_sampler(options: Options, teac
     assert torch.allclose(image + knots[2] / knots[0] * (x - image), reached, atol=1e-4)
     last = task.target(x, places + 4, labels, None)
     assert torch.allclose(last, sample(denoiser(teacher, labels), create("ddim"), x, (*map(float, task.sigmas[6:8]), 0.0)), atol=1e-4)
+
+
+def of_segments(options: Options, teacher: Teacher, ancestral: bool) -> SegmentsTask:
+    asked = options(method="segments", ancestral=ancestral)
+    pool = sampled(teacher, 32, sampler="ddim(steps=12, schedule='trailing')", through=stops(asked, teacher))
+    return SegmentsTask(asked, teacher, pool, pool)
+
+
+def test_states_of_a_path_are_what_its_solver_passes(options: Options, teacher: Teacher) -> None:
+    task = of_segments(options, teacher, ancestral=False)
+    pool, levels = task.pool, stops(task.options, teacher)
+    assert levels == tuple(task.sigmas[1:-1].tolist())
+    assert pool.states is not None
+    assert pool.states.shape == (32, 3, *teacher.shape)
+    knots = create("ddim", steps=12, schedule="trailing").knots(None, teacher.noise)
+    for place, level in enumerate(levels):
+        ends = sample(denoiser(teacher, pool.labels), create("ddim"), pool.states[:, place].float(), (level, *knots[3 * place + 4 :]))
+        assert (ends - pool.ends).norm() < 0.03 * pool.ends.norm()  # bfloat16 there
+    assert stops(options(), teacher) == ()
+
+
+@pytest.mark.parametrize("ancestral", [False, True])
+def test_the_target_of_a_segment_lands_on_its_path(ancestral: bool, options: Options, teacher: Teacher) -> None:
+    task = of_segments(options, teacher, ancestral)
+    indices = torch.arange(16).repeat(4)
+    x, places, labels, wanted, seed = task.batch(indices, torch.Generator().manual_seed(0))
+    levels = (*stops(task.options, teacher), 0.0)
+    for row, place in enumerate(places.tolist()):
+        s, t = float(task.sigmas[place]), float(task.sigmas[place + 1])
+        wanted_level = t**2 / s if ancestral else t
+        landing = min(range(len(levels)), key=lambda at: abs(levels[at] - wanted_level))
+        assert levels[landing] == pytest.approx(wanted_level, rel=1e-6, abs=1e-9)
+        states = (*task.pool.states[indices[row]].float(), task.pool.ends[indices[row]])  # type: ignore[index]
+        if place > 0:
+            assert torch.equal(x[row], states[levels.index(s)])
+        step = space.ddim_step(x[row, None], wanted[row, None], *(torch.tensor([level]) for level in (s, levels[landing])))
+        assert torch.allclose(step[0], states[landing], atol=1e-3)
+    assert sorted(set(places.tolist())) == [0, 1, 2, 3]
+    with torch.no_grad():  # of a network that says it already there is nothing to learn
+        own = task.taught.guided(x, task.sigmas[places], task.times[places], labels)
+    assert task.loss(task.model, x, places, labels, own, seed).detach() < 1e-10
+    assert task.loss(task.model, x, places, labels, wanted, seed).detach() > 1e-4
+
+
+def test_the_score_of_segments_is_their_loss_on_other_paths(options: Options, teacher: Teacher) -> None:
+    task = of_segments(options, teacher, ancestral=True)
+    found = task.evaluate(task.model.eval())["segment_error"]
+    losses = []
+    for place in range(4):
+        places = torch.full((32,), place)
+        x, wanted = task.segment(task.held_out, torch.arange(32), places)
+        losses.append(task.loss(task.model, x, places, task.held_out.labels, wanted, torch.tensor(0)).detach())
+    assert found == pytest.approx(float(torch.stack(losses).mean().sqrt()), rel=1e-4)
 
 
 def test_a_network_that_predicts_noise_is_converted_first(options: Options, folders: dict[str, Path], pool: Pool) -> None:

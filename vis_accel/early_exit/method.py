@@ -57,7 +57,6 @@ class EarlyExit(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        addons.check_name(self, "weights")
         if self.threshold is not None and self.threshold != NEVER and self.criterion in ("patience", "budget"):
             raise self.refused("threshold", f"does not go with the criterion {self.criterion}, which has none")
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -26,10 +27,12 @@ from vis_accel.handle import Handle
 from vis_accel.method import Context, Exactness, Family, Method, Touch, option
 from vis_accel.networks import networks_of
 from vis_accel.precision import kernels
-from vis_accel.precision.layers import Layer, candidates, float_layer, leaves_python, produced, reason_against
+from vis_accel.precision.layers import Layer, candidates, leaves_python, produced, reason_against
 from vis_accel.precision.observe import Seen, observed
 from vis_accel.precision.probe import slower
+from vis_accel.precision.rounded import RoundedLayer, RoundedPart
 from vis_accel.precision.rounding import Range, best_scales, channel_scales, levels, round_activation, round_weight
+from vis_accel.precision.saved import FILE, Saved, install, keep, kept, of_networks, read
 
 __all__ = ["Int8"]
 
@@ -44,6 +47,8 @@ class Int8(Method):
         vae: whether a pipeline's decoder is rounded too.
         images: generated for the calibration of a pipeline.
         probe: whether each layer is timed in both forms, and kept in float where integers are no faster.
+        saved: a folder of `vis-accel quantize`, in place of a calibration.
+        fresh: whether layers are calibrated anew even where that was done before; else they are read from the user's folder.
         keep_original: False frees the float weights; the method can then not be removed.
     """
 
@@ -57,6 +62,8 @@ class Int8(Method):
     vae: bool = option(True, "whether a pipeline's decoder is among what is rounded")
     images: int = option(32, "the number of images a pipeline is calibrated on", low=1)
     probe: bool = option(True, "whether layers that integers do not speed up stay in float")
+    saved: str | None = option(None, "a folder of vis-accel quantize, in place of a calibration")
+    fresh: bool = option(False, "whether a calibration that was kept is made anew")
     keep_original: bool = option(True, "whether the float weights are kept, so that the method can be removed")
 
     def check_target(self, view: Any) -> None:
@@ -75,21 +82,47 @@ class Int8(Method):
 
     def apply(self, target: Any, context: Context) -> Handle:
         """Calibrates, packs the weights, and puts integer layers in the place of the float ones."""
-        networks, kept = networks_of(self, context.view, vae=self.vae), dict[Layer, str]()
+        networks, left = networks_of(self, context.view, vae=self.vae), dict[Layer, str]()
+        if self.activations == "static" and (stored := self._stored(context, networks)) is not None:
+            return self._restored(target, networks, stored)
         found = [list(candidates(network)) for network in networks]
         seen = self._calibrated(target, found, context) if self.activations == "static" else {}
         if seen:
-            kept |= {layer: "never called" for layers in found for layer in layers if layer not in seen}
+            left |= {layer: "never called" for layers in found for layer in layers if layer not in seen}
             found = [[layer for layer in seen if layer in layers] for layers in found]  # in the order of the run
-        chosen = [layer for layers in found for layer in self._chosen(layers, kept)]
+        chosen = [layer for layers in found for layer in self._chosen(layers, left)]
         if not chosen:
-            kind, reasons = type(networks[0]).__name__, "; ".join(f"{count} {why}" for why, count in Counter(kept.values()).items())
+            kind, reasons = type(networks[0]).__name__, "; ".join(f"{count} {why}" for why, count in Counter(left.values()).items())
             raise NoEffectError(f"{self.name} found no layer it could take in {kind}: {reasons or 'it has none'}.")
         with Handle.building(target, str(self), keep_original=self.keep_original) as handle:
+            told = _summary(chosen, left)
             for layer in chosen:
                 self._replace(handle, layer, seen.get(layer))
-            handle.reports(lambda: {self.name: _summary(chosen, kept)})
+            if self.activations == "static":
+                keep(of_networks(self, context.recipe, networks, real=True, told=told), self, context, networks)
+            for layer in chosen:
+                self._free(handle, layer.module)
+            handle.reports(lambda: {self.name: told})
         return handle
+
+    def _stored(self, context: Context, networks: list[nn.Module]) -> Saved | None:
+        """The layers of the folder that was named, or of an earlier calibration of the same."""
+        if self.saved is not None:
+            return read(Path(self.saved).expanduser() / FILE)
+        return None if self.fresh else kept(self, context, networks)
+
+    def _restored(self, target: Any, networks: list[nn.Module], stored: Saved) -> Handle:
+        with Handle.building(target, str(self), keep_original=self.keep_original) as handle:
+            for module in install(handle, stored, networks, torch.zeros(1, dtype=torch.int64), real=True):
+                self._free(handle, module)
+            handle.reports(lambda: {self.name: f"{stored.facts.told}; calibration: read from {stored.name}"})
+        return handle
+
+    def _free(self, handle: Handle, module: Any) -> None:
+        """Lets the float weight go, if that was asked for."""
+        if not self.keep_original:
+            empty = nn.Parameter(module.weight.new_empty(0), requires_grad=False)  # others ask a weight for its dtype and device
+            handle.swap_item(module._parameters, "weight", empty)
 
     def _calibrated(self, target: Any, found: list[list[Layer]], context: Context) -> dict[Layer, Seen]:
         """What every layer was given in a run of the recipe, in the order of the first calls."""
@@ -118,30 +151,20 @@ class Int8(Method):
         module = layer.module
         scales = best_scales(module.weight) if self.clip else channel_scales(module.weight)
         if seen is not None:
-            forward: Callable[[Tensor], Tensor] = _static(handle, module, scales, seen.range(8, self.clip))
-        else:
-            forward = _by_rows(module, scales) if isinstance(module, nn.Linear) else _by_calls(handle, module, scales)
+            handle.swap_forward(module, _static(handle, module, scales, seen.range(8, self.clip)))
+            return
+        forward = _by_rows(module, scales) if isinstance(module, nn.Linear) else _by_calls(handle, module, scales)
         forward.bits = (8, 8)  # type: ignore[attr-defined]  # weights, activations: a layer is not rounded twice
         handle.swap_forward(module, forward)
-        if not self.keep_original:
-            empty = nn.Parameter(module.weight.new_empty(0), requires_grad=False)  # others ask a weight for its dtype and device
-            handle.swap_item(module._parameters, "weight", empty)
 
 
-def _static(handle: Handle, module: nn.Linear | nn.Conv2d, scales: Tensor, found: Range) -> Callable[[Tensor], Tensor]:
+def _static(handle: Handle, module: nn.Linear | nn.Conv2d, scales: Tensor, found: Range) -> RoundedLayer:
     """The layer with one scale for all its activations."""
     whole = round_weight(module.weight, scales)
     packed = kernels.pack(module, whole, scales)
     handle.at_end(packed.free)
-    scale, zero = torch.tensor(found.scale), torch.tensor(found.zero, dtype=torch.int32)
-
-    def forward(x: Tensor) -> Tensor:
-        if leaves_python():
-            rounded = torch.fake_quantize_per_tensor_affine(x, found.scale, found.zero, 0, levels(8))
-            return float_layer(module, rounded, traced_weight(whole, scales))
-        return packed(round_activation(x, scale, zero).to(torch.uint8), scale, zero, produced(x))
-
-    return forward
+    part = RoundedPart.of(module, whole, scales, [found], torch.zeros(1, dtype=torch.int64), packed)
+    return RoundedLayer([part], [0, whole.shape[1]], (8, 8))
 
 
 def _by_rows(module: nn.Linear, scales: Tensor) -> Callable[[Tensor], Tensor]:
@@ -181,13 +204,6 @@ def _by_calls(handle: Handle, module: nn.Conv2d, scales: Tensor) -> Callable[[Te
 def _refuse_tracing() -> None:
     if leaves_python():
         raise UsageError("Scales found at every call cannot be part of a graph for another runtime.", hint="int8, whose scales are fixed")
-
-
-def traced_weight(whole: Tensor, scales: Tensor) -> Tensor:
-    """Whole-number weights as a graph for another runtime must show them: float values behind a FakeQuantize of their own scales."""
-    values = whole.float() * scales.reshape(-1, *[1] * (whole.ndim - 1))
-    zeros = torch.zeros(scales.shape[0], dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(values, scales, zeros, 0, -127, 127)
 
 
 def _summary(chosen: list[Layer], kept: dict[Layer, str]) -> str:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Layer", "candidates", "float_layer", "leaves_python", "produced", "reason_against"]
+from vis_accel.errors import UsageError
+
+__all__ = ["Layer", "candidates", "float_layer", "leaves_python", "part_of", "produced", "reason_against"]
 
 NARROWEST = 16  # channels in or out: below, a kernel's tiles stay half empty
 FEWEST_ROWS = 4  # rows an image: below, a layer is a matrix times a few vectors
@@ -104,3 +106,16 @@ def float_layer(module: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor, bias: 
 def leaves_python() -> bool:
     """Whether the network is being traced for another runtime, which knows standard operators only."""
     return torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
+
+
+def part_of(module: nn.Linear | nn.Conv2d, start: int, end: int) -> nn.Conv2d:
+    """A convolution that is the module on some of its input channels; the first has the bias."""
+    if not isinstance(module, nn.Conv2d):
+        raise UsageError(f"Only convolutions see concatenations; got {type(module).__name__}.")
+    geometry = (module.kernel_size, module.stride, module.padding, module.dilation)
+    twin = nn.Conv2d(end - start, module.out_channels, *geometry, bias=start == 0 and module.bias is not None)  # type: ignore[arg-type]
+    with torch.no_grad():
+        twin.weight.copy_(module.weight[:, start:end])
+        if twin.bias is not None and module.bias is not None:
+            twin.bias.copy_(module.bias)
+    return twin.requires_grad_(False)

@@ -13,8 +13,10 @@ Differs  scales of weights are symmetric; reconstruction is as reconstruct.py sa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -26,11 +28,12 @@ from vis_accel.method import Context, Exactness, Family, Method, Touch, option
 from vis_accel.networks import networks_of
 from vis_accel.precision import kernels
 from vis_accel.precision.blocks import Example, answer_of, blocks_of, recorded
-from vis_accel.precision.layers import Layer, candidates, reason_against
+from vis_accel.precision.layers import Layer, candidates, part_of, reason_against
 from vis_accel.precision.observe import Seen, observed
 from vis_accel.precision.reconstruct import SoftWeight, adapted, apart, settle
 from vis_accel.precision.rounded import RoundedLayer, RoundedPart
 from vis_accel.precision.rounding import best_scales, channel_scales, fake_activation, round_weight
+from vis_accel.precision.saved import FILE, Saved, install, keep, kept, of_networks, read
 
 __all__ = ["QDiffusion", "concatenations"]
 
@@ -55,6 +58,8 @@ class QDiffusion(Method):
     unit: Literal["block", "layer"] = option("block", "whose outputs adaptive rounding reproduces: a residual block's, or each layer's")
     iterations: int = option(500, "the number of optimiser steps a block or layer, for adaptive rounding", low=1)
     images: int = option(32, "the number of images of the calibration run", low=1)
+    saved: str | None = option(None, "a folder of vis-accel quantize, in place of a calibration")
+    fresh: bool = option(False, "whether a calibration that was kept is made anew")
 
     @property
     def simulated(self) -> bool:
@@ -75,6 +80,9 @@ class QDiffusion(Method):
     def apply(self, target: Any, context: Context) -> Handle:
         """Runs the recipe once for the ranges, rounds the weights, and puts rounded layers in the place of the float ones."""
         network = context.view.denoiser
+        step = torch.zeros(1, dtype=torch.int64)  # the index of the call that is under way; part of every by-step forward
+        if (stored := self._stored(context, network)) is not None:
+            return self._restored(target, context, stored, step)
         joints = concatenations(network) if self.split else {}
         seen, examples = self._calibrated(target, list(candidates(network)), context, joints)
         wide = [layer for layer in seen if not layer.few_rows]
@@ -82,7 +90,6 @@ class QDiffusion(Method):
         chosen = [layer for layer in wide if self.simulated or (layer not in edges and reason_against(layer) is None)]
         if not chosen:
             raise NoEffectError(f"{self.name} found no layer it could take in {type(network).__name__}.")
-        step = torch.zeros(1, dtype=torch.int64)  # the index of the call that is under way; part of every by-step forward
         inside = {module for layers in blocks_of(network, {layer.module for layer in chosen}).values() for module in layers}
         with Handle.building(target, str(self)) as handle:
             rounded: dict[nn.Module, RoundedLayer] = {}
@@ -93,12 +100,27 @@ class QDiffusion(Method):
                 handle.swap_forward(layer.module, rounded[layer.module])
                 seen[layer].forget_inputs()
             if examples:
-                self._reconstruct(network, rounded, examples, step)
-            if self.ranges == "by-step":
-                self._follow(handle, network, context, step, calls=len(seen[chosen[0]].low))
+                self._reconstruct(network, rounded, examples, step, context.progress)
+            self._follow(handle, network, context, step)
             kind = "simulated in float" if self.simulated else "in integers"
             split = sum(layer.module in joints for layer in chosen)
-            handle.reports(lambda: {self.name: f"{len(chosen)} layers {kind}, {split} of them split; ranges {self.ranges}"})
+            told = f"{len(chosen)} layers {kind}, {split} of them split; ranges {self.ranges}"
+            keep(of_networks(self, context.recipe, [network], real=not self.simulated, told=told), self, context, [network])
+            handle.reports(lambda: {self.name: told})
+        return handle
+
+    def _stored(self, context: Context, network: nn.Module) -> Saved | None:
+        """The layers of the folder that was named, or of an earlier calibration of the same."""
+        if self.saved is not None:
+            return read(Path(self.saved).expanduser() / FILE)
+        return None if self.fresh else kept(self, context, [network])
+
+    def _restored(self, target: Any, context: Context, stored: Saved, step: Tensor) -> Handle:
+        network = context.view.denoiser
+        with Handle.building(target, str(self)) as handle:
+            install(handle, stored, [network], step, real=not self.simulated)
+            self._follow(handle, network, context, step)
+            handle.reports(lambda: {self.name: f"{stored.facts.told}; calibration: read from {stored.name}"})
         return handle
 
     @property
@@ -133,7 +155,7 @@ class QDiffusion(Method):
         module = layer.module
         starts = [0, module.weight.shape[1]] if joint is None else [0, joint, module.weight.shape[1]]
         views = [seen] if joint is None else list(seen.halves)
-        twins = [module] if joint is None else [_sliced(module, *group) for group in pairwise(starts)]
+        twins = [module] if joint is None else [part_of(module, *group) for group in pairwise(starts)]
         parts = [self._part(handle, twin, one, bits, step, alone) for twin, one in zip(twins, views, strict=True)]
         return RoundedLayer(parts, starts, bits)
 
@@ -155,13 +177,20 @@ class QDiffusion(Method):
         packed = None if self.simulated else kernels.pack(twin, whole, scales)
         if packed is not None:
             handle.at_end(packed.free)
-        return RoundedPart(twin, whole, scales, found, step, packed)
+        return RoundedPart.of(twin, whole, scales, found, step, packed)
 
     def _reconstruct(
-        self, network: nn.Module, rounded: dict[nn.Module, RoundedLayer], examples: dict[nn.Module, list[Example]], step: Tensor
+        self,
+        network: nn.Module,
+        rounded: dict[nn.Module, RoundedLayer],
+        examples: dict[nn.Module, list[Example]],
+        step: Tensor,
+        progress: Callable[[str, int, int], None],
     ) -> None:
         """Block by block, rounds the weights of fewer than 8 bits anew, so that the block's answers are the float block's."""
-        for block, layers in blocks_of(network, rounded).items():
+        blocks = blocks_of(network, rounded)
+        for done, (block, layers) in enumerate(blocks.items()):
+            progress("rounding blocks", done, len(blocks))
             parts = [part for module in layers for part in rounded[module].parts if rounded[module].bits[0] < 8]
             given = examples.pop(block, [])
             if not parts or not given:
@@ -178,10 +207,15 @@ class QDiffusion(Method):
             settle(softs, loss, iterations=self.iterations)
             for part, soft in zip(parts, softs, strict=True):
                 part.round(soft.whole())
+        progress("rounding blocks", len(blocks), len(blocks))
         step.zero_()
 
-    def _follow(self, handle: Handle, network: nn.Module, context: Context, step: Tensor, *, calls: int) -> None:
-        """Before each call of the network, tells its layers which call of the run it is."""
+    def _follow(self, handle: Handle, network: nn.Module, context: Context, step: Tensor) -> None:
+        """Before each call of the network, tells its layers which call of the run it is, where their ranges depend on it."""
+        layers = [layer for module in network.modules() if isinstance(layer := vars(module).get("forward"), RoundedLayer)]
+        calls = max(len(part.scale_of) for layer in layers for part in layer.parts)
+        if calls == 1:
+            return
         context.run.watch(handle)
 
         def turn(module: nn.Module, args: Any) -> None:
@@ -210,16 +244,3 @@ def concatenations(network: nn.Module) -> dict[nn.Module, int]:
                 found[shortcut] = int(width)
             width = resnet.out_channels
     return found
-
-
-def _sliced(module: nn.Linear | nn.Conv2d, start: int, end: int) -> nn.Conv2d:
-    """A convolution that is the module on some of its input channels."""
-    if not isinstance(module, nn.Conv2d):
-        raise UsageError(f"Only convolutions see concatenations; got {type(module).__name__}.")
-    geometry = (module.kernel_size, module.stride, module.padding, module.dilation)
-    twin = nn.Conv2d(end - start, module.out_channels, *geometry, bias=start == 0 and module.bias is not None)  # type: ignore[arg-type]
-    with torch.no_grad():
-        twin.weight.copy_(module.weight[:, start:end])
-        if twin.bias is not None and module.bias is not None:
-            twin.bias.copy_(module.bias)
-    return twin.requires_grad_(False)

@@ -1,5 +1,8 @@
 """A layer in few bits as it runs: on integer kernels, or simulated in float arithmetic.
 
+Traced   for another runtime a layer on integer kernels is shown as FakeQuantize of its input and its weight, which such a runtime makes
+         integers of by itself.
+
 Ranges   one for all calls, or one for each call of a run; `step` says which call it is.
 Half     of a layer whose input channels are two distributions side by side: two parts, whose answers are added.
 """
@@ -17,7 +20,7 @@ from vis_accel.precision.layers import float_layer, leaves_python, produced
 from vis_accel.precision.reconstruct import SoftWeight
 from vis_accel.precision.rounding import Range, fake_activation, levels, round_activation
 
-__all__ = ["RoundedLayer", "RoundedPart"]
+__all__ = ["RoundedLayer", "RoundedPart", "traced_weight"]
 
 
 class RoundedPart:
@@ -27,7 +30,8 @@ class RoundedPart:
         module: the float layer; of a group, one on its channels only.
         whole: its weight in whole numbers, int8.
         scales: float32 [O].
-        ranges: of its activations, one, or one for each call of a run.
+        scale_of, zero_of: of its activations, float32 and int32 [1], or one for each call of a run.
+        bits: of its activations.
         step: int64 [1], the index of the call that is under way.
         packed: the integer kernel; None: simulated.
 
@@ -36,31 +40,55 @@ class RoundedPart:
     """
 
     def __init__(
-        self, module: nn.Linear | nn.Conv2d, whole: Tensor, scales: Tensor, ranges: Sequence[Range], step: Tensor,
+        self, module: nn.Linear | nn.Conv2d, whole: Tensor, scales: Tensor, scale_of: Tensor, zero_of: Tensor, bits: int, step: Tensor,
         packed: kernels.Packed | None,
     ) -> None:  # fmt: skip
         self.module, self.scales, self.step, self.packed = module, scales, step, packed
-        self.bits, self.by_step = ranges[0].bits, len(ranges) > 1
-        self.scale_of = torch.tensor([one.scale for one in ranges])
-        self.zero_of = torch.tensor([one.zero for one in ranges], dtype=torch.int32)
+        self.scale_of, self.zero_of, self.bits, self.by_step = scale_of, zero_of, bits, len(scale_of) > 1
+        self.scale, self.zero = scale_of[0].clone(), zero_of[0].clone()
+        self._numbers = float(self.scale), int(self.zero)  # for graphs that are traced, which must not ask tensors for numbers
         self.soft: SoftWeight | None = None
         self.round(whole)
 
     def round(self, whole: Tensor) -> None:
         """Takes other whole numbers for its weight. Of a simulated part: a kernel has packed its own."""
         self.whole, self.soft = whole, None
-        self.values = whole.float() * self.scales.reshape([-1, *[1] * (whole.ndim - 1)])
+        self.values = None if self.packed is not None else whole.float() * self.scales.reshape([-1, *[1] * (whole.ndim - 1)])
+
+    @classmethod
+    def of(
+        cls, module: nn.Linear | nn.Conv2d, whole: Tensor, scales: Tensor, ranges: Sequence[Range], step: Tensor,
+        packed: kernels.Packed | None,
+    ) -> RoundedPart:  # fmt: skip
+        """With ranges as they were found."""
+        scale_of = torch.tensor([one.scale for one in ranges])
+        return cls(
+            module, whole, scales, scale_of, torch.tensor([one.zero for one in ranges], dtype=torch.int32), ranges[0].bits, step, packed
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.by_step and leaves_python():
             raise UsageError("Ranges by step cannot be part of a graph for another runtime.", hint="q-diffusion(ranges='static')")
-        at = self.step if self.by_step else torch.zeros_like(self.step)
-        scale, zero = self.scale_of.index_select(0, at).reshape(()), self.zero_of.index_select(0, at).reshape(())
+        scale, zero = self.scale, self.zero
+        if self.by_step:
+            scale, zero = self.scale_of.index_select(0, self.step).reshape(()), self.zero_of.index_select(0, self.step).reshape(())
         if self.soft is not None:
             return float_layer(self.module, _straight_through(x, scale, zero, self.bits), self.soft.values())
-        if self.packed is None or leaves_python():
+        if self.packed is None:
+            assert self.values is not None  # noqa: S101 - `round` made them
             return float_layer(self.module, fake_activation(x, scale, zero, self.bits), self.values.to(x.dtype))
+        if leaves_python():
+            return float_layer(self.module, self._traced(x), traced_weight(self.whole, self.scales))
         return self.packed(round_activation(x, scale, zero, self.bits).to(torch.uint8), scale, zero, produced(x))
+
+    def _traced(self, x: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(x, *self._numbers, 0, levels(self.bits))
+
+
+def traced_weight(whole: Tensor, scales: Tensor) -> Tensor:
+    """Whole-number weights as a graph for another runtime must show them: float values behind a FakeQuantize of their own scales."""
+    values = whole.float() * scales.reshape(-1, *[1] * (whole.ndim - 1))
+    return torch.fake_quantize_per_channel_affine(values, scales, torch.zeros(scales.shape[0], dtype=torch.int32), 0, -127, 127)
 
 
 class RoundedLayer:

@@ -1,10 +1,11 @@
 """A few-step student in the place of the pipeline's network, with the sampler it was trained for.
 
 Source   Song et al. 2023, arXiv:2303.01469; Luo et al. 2023, arXiv:2310.04378. Trained by `vis-accel distill --method consistency`, or
-         `progressive` (Salimans and Ho 2022, arXiv:2202.00512).
+         `progressive` (Salimans and Ho 2022, arXiv:2202.00512) or `segments`.
 Weights  what the student's differ by from the model's, found by the model's hash (`vis_accel.addons`).
-Sampler  is the student's: of a consistency student its multi-step rule, any number of steps up to its knots; of a progressive one DDIM
-         over exactly the steps it was trained for. Another sampler beside it is a conflict.
+Sampler  is the student's: of a consistency student its multi-step rule, any number of steps up to its knots; of a progressive one, or one
+         of segments, DDIM over exactly the steps it was trained for, with fresh noise or without as it was trained. Another sampler beside
+         it is a conflict.
 Guidance is in the weights: a call evaluates one row an image where the pipeline stacks two, and a call with another scale is refused.
 Cost     `steps` calls, a row each.
 """
@@ -46,10 +47,6 @@ class Distilled(Method):
     steps: int = option(4, "the number of calls", low=1)
     fresh: float = option(1.0, "the share of fresh noise between the steps of a consistency student", low=0, high=1)
     weights: str | None = option(None, "the name of a student that ships, or a file of vis-accel distill")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        addons.check_name(self, "weights")
 
     def check_target(self, view: Any) -> None:
         if not hasattr(view, "install_scheduler"):
@@ -95,7 +92,7 @@ class Distilled(Method):
                 raise self.refused("steps", reason)
             if self.fresh != 1:
                 raise self.refused("fresh", f"belongs to consistency students; {found.name} is a progressive one")
-            return Ddim(steps=trained, schedule="trailing")
+            return Ddim(steps=trained, schedule="trailing", eta=float(found.facts.get("eta", 0.0)))
         if kind != "consistency":
             raise DataError(f"{found.name} is a student of the kind {kind}, which this version does not know.", hint="a newer vis-accel")
         return self._consistency(found, noise)

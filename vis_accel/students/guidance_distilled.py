@@ -36,10 +36,6 @@ class GuidanceDistilled(Method):
     scale: float | None = option(None, "the guidance of the calls; None: what the model's card has", above=1)
     weights: str | None = option(None, "the name of a student that ships, or a file of vis-accel distill")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        addons.check_name(self, "weights")
-
     def check_target(self, view: Any) -> None:
         if not hasattr(view, "install_scheduler"):
             raise NotApplicableError(f"{self.name} is a student of a diffusion pipeline, and the target is none.")

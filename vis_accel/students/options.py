@@ -10,13 +10,13 @@ from vis_accel.errors import UnknownNameError, UsageError, shown
 
 __all__ = ["METHODS", "DistillOptions"]
 
-METHODS = ("consistency", "guidance", "progressive", "cfg-aware")
+METHODS = ("consistency", "guidance", "progressive", "cfg-aware", "segments")
 SOLVERS = ("ddim", "heun")
 _CHANGES_NOTHING = ("output", "threads", "resume", "compile", "evaluations", "patience")  # of the result, apart from its length
 _OF = {  # options that belong to some methods only, with their defaults
     "knots": ("consistency",), "solver": ("consistency",), "ends": ("consistency",), "target_decay": ("consistency",),
-    "student_steps": ("progressive", "cfg-aware"), "teacher_steps": ("progressive", "cfg-aware"), "guided_share": ("cfg-aware",),
-    "low": ("guidance", "cfg-aware"), "high": ("guidance", "cfg-aware"),
+    "student_steps": ("progressive", "cfg-aware", "segments"), "teacher_steps": ("progressive", "cfg-aware"),
+    "ancestral": ("segments",), "guided_share": ("cfg-aware",), "low": ("guidance", "cfg-aware"), "high": ("guidance", "cfg-aware"),
 }  # fmt: skip
 
 
@@ -37,7 +37,8 @@ class DistillOptions:
     solver: str | None = None  # consistency: the teacher's step; None: ddim on latents, heun on pixels
     ends: float | None = None  # consistency: share of the batch that learns the ends of the teacher's sampled paths; None: 0.5
     target_decay: float | None = None  # consistency: of the target network; None: 0.95
-    student_steps: int | None = None  # progressive: of the student in the end; None: 4
+    ancestral: bool | None = None  # segments: whether the student is sampled with fresh noise between its steps; None: True
+    student_steps: int | None = None  # progressive, segments: of the student in the end; None: 4
     teacher_steps: int | None = None  # progressive: of the teacher, the student's times a power of two; None: four times as many
     guided_share: float = 0.0  # cfg-aware: of the batches that are guided; 0.5 unless it is given
     dropout: float = 0.0  # of the student, if its network has any
@@ -76,6 +77,8 @@ class DistillOptions:
                 raise UsageError(f"--{name.replace('_', '-')} must be {low:g} .. {high:g}; got {shown(value)}.")
         if self.low >= self.high:
             raise UsageError(f"--low must be below --high; got {self.low} and {self.high}.")
+        if self.method == "segments" and self.data is not None:
+            raise UsageError("segments learns the teacher's own paths, so it takes no --data.", hint="progressive does")
         if self.method == "cfg-aware" and self.guided_share == 0.0:
             object.__setattr__(self, "guided_share", 0.5)
         defaults = {spec.name: spec.default for spec in fields(self)}

@@ -3,7 +3,8 @@
 Samples  image i starts from noise of seed `seed + i`, gets class i modulo their number, and is taken to its end by a fast solver with the
          teacher's guidance. Start and end are both kept: the end is also what one step from that start should give. As many paths again
          start from those ends, noised to the student's other knots: what a student meets when it takes several steps. They take the part
-         below of twice the solver's knots, as their first step has no history.
+         below of twice the solver's knots, as their first step has no history. A student of segments needs what lies between: the states
+         of each path at its own knots are kept too, in half precision.
 Images   encoded once, mirror images too. Of CIFAR-10's layout (DIR/train/CLASS/*) the last 500 of each class are left out, which every
          bundled model keeps for calibration.
 """
@@ -11,14 +12,15 @@ Images   encoded once, mirror images too. Of CIFAR-10's layout (DIR/train/CLASS/
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vis_accel.distillation import segments
 from vis_accel.errors import DataError, UsageError
 from vis_accel.files import write_atomic
 from vis_accel.recipe import Recipe
@@ -31,7 +33,6 @@ __all__ = ["Pool", "again", "kept", "of_images", "sampled", "solver_of"]
 _BATCH = 128
 _APART = 0.9  # the first of a path's later knots is that much below its start, or lower
 _PURE = 0.99  # of the largest noise level
-_COLUMNS = ("ends", "labels", "starts", "places")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +44,14 @@ class Pool:
         labels: their classes (n); 0 without.
         starts: where the paths that end there begin, data scale 1; None where there are no paths.
         places: the student's knots of the starts (n), the highest being pure noise; None where there are no paths.
+        states: of the paths on their way (n x knots x C x H x W, float16), where they were asked for.
     """
 
     ends: Tensor
     labels: Tensor
     starts: Tensor | None = None
     places: Tensor | None = None
+    states: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -57,42 +60,50 @@ class Pool:
         """This and another, both with paths or both without."""
         if self.starts is None or other.starts is None or self.places is None or other.places is None:
             return Pool(torch.cat([self.ends, other.ends]), torch.cat([self.labels, other.labels]))
-        columns = zip(self._columns(), other._columns(), strict=True)
-        return Pool(*(torch.cat(pair) for pair in columns))
+        ours, theirs = self.columns(), other.columns()
+        return Pool(**{name: torch.cat([column, theirs[name]]) for name, column in ours.items()})
 
-    def _columns(self) -> tuple[Tensor, ...]:
-        return tuple(column for column in (self.ends, self.labels, self.starts, self.places) if column is not None)
+    def columns(self) -> dict[str, Tensor]:
+        """What it has, by name."""
+        return {spec.name: column for spec in fields(self) if (column := getattr(self, spec.name)) is not None}
 
 
 @torch.no_grad()
 def sampled(
-    teacher: Teacher, count: int, *, sampler: str, place: int = 1, seed: int = 0, report: Callable[[str], None] = lambda line: None
-) -> Pool:
+    teacher: Teacher, count: int, *, sampler: str, place: int = 1, through: Sequence[float] = (), seed: int = 0,
+    report: Callable[[str], None] = lambda line: None,
+) -> Pool:  # fmt: skip
     """Samples of the teacher, from pure noise.
 
     Args:
         count: how many.
         sampler: recipe of a deterministic solver with its steps: "ipndm(steps=8, schedule='karras', order=3)".
         place: the number of the student's highest knot.
+        through: noise levels, falling, that the paths shall have among their knots, and at which their states are kept.
         seed: of the first start.
 
     Raises:
-        UsageError: a recipe that is no solver with steps.
+        UsageError: a recipe that is no solver with steps, or one with too few of them for the levels wanted.
     """
     solver = solver_of(sampler)
-    knots = solver.knots(None, teacher.noise)
+    knots = segments.through(solver.knots(None, teacher.noise), through)
     if knots[0] < _PURE * teacher.noise.sigma_max:
         raise UsageError(f"{sampler} starts at sigma = {knots[0]:.3g}, not from pure noise.", hint="schedule='karras' or 'trailing'")
     labels = torch.arange(count) % max(1, teacher.classes)
-    starts, ends = [], []
+    starts, ends, states = [], [], []
     for at in range(0, count, _BATCH):
         rows = range(at, min(at + _BATCH, count))
         noise = torch.stack([torch.randn(teacher.shape, generator=torch.Generator().manual_seed(seed + row)) for row in rows])
         starts.append(noise / teacher.noise.alpha(knots[0]))
-        ends.append(_path(teacher, solver, knots, starts[-1], labels[at : at + len(rows)]))
+        passed: dict[float, Tensor] = {}
+        ends.append(_path(teacher, solver, knots, starts[-1], labels[at : at + len(rows)], passed))
+        if missed := [level for level in through if level not in passed]:
+            raise UsageError(f"{sampler} passes sigma = {missed[0]:.3g} without stopping there.", hint="--sampler 'dpm(steps=12)'")
+        states += [torch.stack([passed[level] for level in through], dim=1)] if through else []
         if at // _BATCH % 20 == 0:
             report(f"teacher's paths: {rows.stop} of {count}")
-    return Pool(torch.cat(ends), labels, torch.cat(starts), torch.full((count,), place))
+    inner = torch.cat(states) if through else None
+    return Pool(torch.cat(ends), labels, torch.cat(starts), torch.full((count,), place), inner)
 
 
 @torch.no_grad()
@@ -139,12 +150,16 @@ def solver_of(sampler: str) -> Solver:
     return solver
 
 
-def _path(teacher: Teacher, solver: Solver, knots: tuple[float, ...], x: Tensor, labels: Tensor) -> Tensor:
-    """The ends of paths that begin at x (data scale 1, noise level knots[0])."""
+def _path(
+    teacher: Teacher, solver: Solver, knots: tuple[float, ...], x: Tensor, labels: Tensor, passed: dict[float, Tensor] | None = None
+) -> Tensor:
+    """The ends of paths that begin at x (data scale 1, noise level knots[0]); `passed` receives the last state at each level asked."""
     device = next(teacher.network.parameters()).device
     labels = labels.to(device)
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
+        if passed is not None:
+            passed[sigma] = x.to("cpu", torch.float16)
         rows = torch.full((len(x),), sigma, device=x.device)
         times = torch.full((len(x),), teacher.noise.time_at(sigma), device=x.device)
         return teacher.guided(x, rows, times, labels)
@@ -163,11 +178,11 @@ def kept(path: Path, facts: dict[str, Any], make: Callable[[], Pool]) -> Pool:
         try:
             with safe_open(path, "pt") as file:
                 if (file.metadata() or {}).get("facts") == wanted:
-                    return Pool(*(file.get_tensor(name) for name in _COLUMNS))
+                    return Pool(**{name: file.get_tensor(name) for name in file.keys()})
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path} is no file of paths: {error}", hint="delete it: it is made again") from error
     pool = make()
-    write_atomic(path, save(dict(zip(_COLUMNS, pool._columns(), strict=True)), {"facts": wanted}))
+    write_atomic(path, save(pool.columns(), {"facts": wanted}))
     return pool
 
 

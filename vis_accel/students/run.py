@@ -27,11 +27,13 @@ from vis_accel.students.teacher import Teacher, open_teacher
 from vis_accel.students.train_consistency import ConsistencyTask, knots
 from vis_accel.students.train_guidance import GuidanceTask
 from vis_accel.students.train_progressive import ProgressiveTask, Stage, stages
+from vis_accel.students.train_segments import SegmentsTask, stops
 
 __all__ = ["Distilled", "distill"]
 
 _OPTIONS, _POOL = "options.json", "pool.safetensors"
 _HELD_OUT, _HELD_OUT_SEED = 256, 10**9
+_TASKS = {"consistency": ConsistencyTask, "guidance": GuidanceTask, "segments": SegmentsTask}
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def distill(options: DistillOptions, *, report: Callable[[str], None] = lambda l
     if parts:
         result = _halve(options, teacher, examples, held_out, parts, say)
     else:
-        task = (ConsistencyTask if options.method == "consistency" else GuidanceTask)(options, teacher, examples, held_out)
+        task = _TASKS[options.method](options, teacher, examples, held_out)
         result = training.train(task, _config(options), output=options.output, resume=options.resume, report=say)
     return Distilled(options.output, result.scores, result.seconds)
 
@@ -118,10 +120,10 @@ def _pools(options: DistillOptions, teacher: Teacher, first: bool, say: Callable
 
     from vis_accel.addons import identity
 
-    sigmas = _levels(options, teacher)
+    sigmas, through = _levels(options, teacher), stops(options, teacher)
 
     def paths(count: int, seed: int) -> pool.Pool:
-        return pool.sampled(teacher, count, sampler=options.sampler, place=len(sigmas) - 1, seed=seed, report=say)
+        return pool.sampled(teacher, count, sampler=options.sampler, place=len(sigmas) - 1, through=through, seed=seed, report=say)
 
     def make() -> pool.Pool:
         pure = paths(options.samples, options.seed * 10**6)
@@ -138,7 +140,7 @@ def _pools(options: DistillOptions, teacher: Teacher, first: bool, say: Callable
         "count": options.samples,
         "sampler": options.sampler,
     }
-    facts |= {"seed": options.seed, "sigmas": sigmas.tolist()}
+    facts |= {"seed": options.seed, "sigmas": sigmas.tolist()} | ({"through": through} if through else {})
     with PartialState().main_process_first():  # the others read what the first wrote
         return pool.kept(options.output / _POOL, facts, make), held_out
 

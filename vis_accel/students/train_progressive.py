@@ -19,12 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from vis_accel.distillation import progressive, space
-from vis_accel.generation import Job
-from vis_accel.samplers import sample
-from vis_accel.samplers.ddim import Ddim
 from vis_accel.students.options import DistillOptions
 from vis_accel.students.pool import Pool
-from vis_accel.students.task import StudentTask
+from vis_accel.students.stepwise import StepwiseTask, student_steps
 from vis_accel.students.teacher import Teacher
 
 __all__ = ["ProgressiveTask", "Stage", "stages"]
@@ -51,13 +48,13 @@ def stages(options: DistillOptions, prediction: str) -> tuple[Stage, ...]:
     Raises:
         UsageError: steps that no halving leads to.
     """
-    student = 4 if options.student_steps is None else options.student_steps
+    student = student_steps(options)
     teacher = 4 * student if options.teacher_steps is None else options.teacher_steps
     convert = (Stage(teacher, False),) if prediction == "epsilon" else ()
     return convert + tuple(Stage(steps, True) for steps in progressive.halvings(teacher, student))
 
 
-class ProgressiveTask(StudentTask):
+class ProgressiveTask(StepwiseTask):
     """Trains the student of one stage.
 
     Args:
@@ -68,15 +65,14 @@ class ProgressiveTask(StudentTask):
     """
 
     def __init__(self, options: DistillOptions, base: Teacher, pool: Pool, held_out: Pool, *, teacher: Teacher, stage: Stage) -> None:
-        super().__init__(options, base, pool, held_out, copy.deepcopy(teacher.network).requires_grad_(True))
-        self.name = f"{options.model}, {options.method}, {stage.steps} steps"
-        self.guide, self.stage, self.aware = teacher, stage, options.guided_share > 0
         prediction: Any = "v_prediction" if teacher.noise.prediction == "epsilon" else teacher.noise.prediction
-        self.noise = replace(base.noise, prediction=prediction)
-        self.taught = replace(teacher, network=self.model, noise=self.noise, guidance=None)
-        times = progressive.trailing_times(2 * stage.steps if stage.halves else stage.steps, base.noise.times)
-        self.times = torch.tensor(times)
-        self.sigmas = torch.cat([base.sigmas(self.times), torch.zeros(1)])
+        super().__init__(
+            options, base, pool, held_out, copy.deepcopy(teacher.network).requires_grad_(True),
+            steps=stage.steps, prediction=prediction, aware=options.guided_share > 0,
+        )  # fmt: skip
+        self.name = f"{options.model}, {options.method}, {stage.steps} steps"
+        self.guide, self.stage = teacher, stage
+        self.times, self.sigmas = self.levels(2 * stage.steps if stage.halves else stage.steps)
 
     def target(self, x: Tensor, places: Tensor, labels: Tensor, scale: Tensor | None) -> Tensor:
         """The D that the student shall have at the teacher's knots `places` (B)."""
@@ -118,32 +114,8 @@ class ProgressiveTask(StudentTask):
         loss: Tensor = (progressive.snr_weight(sigma) * (found - wanted).square().flatten(1).mean(1)).mean()
         return loss
 
-    def end(self, model: nn.Module, starts: Tensor, labels: Tensor) -> Tensor:
-        taught = replace(self.taught, network=model)
-        scale = self.teacher.guidance if self.aware else None
-
-        def denoise(x: Tensor, sigma: float) -> Tensor:
-            rows = torch.full((len(x),), sigma, device=x.device)
-            return taught.guided(x, rows, torch.full((len(x),), self.noise.time_at(sigma), device=x.device), labels, scale)
-
-        return sample(denoise, Ddim(), starts, Ddim(steps=self.stage.steps, schedule="trailing").knots(None, self.noise))
-
     def graduated(self, tensors: Mapping[str, Tensor]) -> Teacher:
         """The student as the next stage's teacher, from the tensors of its checkpoint."""
         self.model.load_state_dict({name.removeprefix(_AVERAGE): value for name, value in tensors.items() if name.startswith(_AVERAGE)})
         network = self.model.eval().requires_grad_(False)
         return replace(self.taught, network=network, guidance=self.teacher.guidance if self.aware else None)
-
-    def addon(self) -> tuple[str, dict[str, Any]]:
-        facts = {"student": "progressive", "steps": self.stage.steps, "prediction": self.noise.prediction}
-        return "distilled", facts | {"guidance": None if self.aware else self.teacher.guidance}
-
-    def scheduler(self) -> Any:
-        from diffusers import DDIMScheduler
-
-        config = self.teacher.pipeline.scheduler.config
-        return DDIMScheduler.from_config(config, timestep_spacing="trailing", prediction_type=self.noise.prediction, set_alpha_to_one=True)
-
-    def grid_job(self) -> Job:
-        job = self.class_rows(steps=self.stage.steps)
-        return replace(job, guidance_scale=self.teacher.guidance) if self.aware and self.teacher.classes else job

@@ -50,10 +50,6 @@ class Adavit(TokenMethod):
 
     weights: str | None = option(None, "the name of trained parameters that ship, or a file of token_pruning/train.py")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        addons.check_name(self, "weights")
-
     def check_target(self, view: Any) -> None:
         vit_view(self, view).require_class_token(self.name, "decides by")
         addons.find(self.name, view.model, self.weights)

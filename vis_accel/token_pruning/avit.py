@@ -39,10 +39,6 @@ class Avit(TokenMethod):
     epsilon: float = option(0.01, "how far below 1 the sum of a token's scores may be when it halts", above=0, below=1)
     weights: str | None = option(None, "the name of trained parameters that ship, or a file of token_pruning/train.py")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        addons.check_name(self, "weights")
-
     def check_target(self, view: Any) -> None:
         found = vit_view(self, view)
         found.require_blocks(self.name)

@@ -69,10 +69,6 @@ class SelectingMethod(RankingMethod):
 
     weights: str | None = option(None, "the name of trained selectors that ship, or a file of token_pruning/train.py")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        addons.check_name(self, "weights")
-
     @abstractmethod
     def kept(self, view: ViTView) -> dict[int, int]:
         """How many patches stay, by stage; at a stage where all do, their number."""

@@ -29,10 +29,6 @@ class Tuned(Method):
 
     weights: str | None = option(None, "the name of fine-tuned weights that ship, or a file of token_pruning/train.py")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        addons.check_name(self, "weights")
-
     def check_target(self, view: Any) -> None:
         vit_view(self, view)
         addons.find(self.name, view.model, self.weights)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vis_accel.errors import ModelError, UnknownNameError, UsageError, closest, either, shown
 from vis_accel.zoo import bundled
+from vis_accel.zoo.quantized import is_quantized, opened_as
 
 if TYPE_CHECKING:
     import torch
@@ -66,10 +67,22 @@ def load(
         from vis_accel.zoo.hub import fetch
 
         return build.pipeline(fetch(place, revision=revision, allow_pickle=allow_pickle), allow_pickle=allow_pickle, **options)
+    if kind == "folder" and is_quantized(place):
+        return _quantized(place, allow_pickle=allow_pickle, dtype=dtype, device=device)
     if kind == "folder":
         return build.folder(Path(place), allow_pickle=allow_pickle, **options)
     model = build.bundled_model(name, **options)
     bundled.remember(model, name)
+    return model
+
+
+def _quantized(place: str, **options: Any) -> Any:
+    """The float model of a folder that `vis-accel quantize` wrote, its recipe put on for good."""
+    from vis_accel.apply import accelerate
+
+    name, recipe = opened_as(place)
+    model = load(name, **options)
+    accelerate(model, recipe)
     return model
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vis_accel.errors import UnknownNameError, UsageError
 from vis_accel.generation import Job
+from vis_accel.zoo.quantized import is_quantized, opened_as
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,6 +88,8 @@ def is_classifier(model: Any) -> bool:
 
     if model in MODELS or model.startswith("timm/"):
         return model not in MODELS or MODELS[model].kind == "classifier"
+    if is_quantized(model):
+        return is_classifier(opened_as(model)[0])
     folder = Path(os.path.expanduser(model))
     described = (folder / "card.json").is_file() or (folder / "config.json").is_file()
     return described and not (folder / "model_index.json").is_file()
