@@ -33,6 +33,7 @@ SOLVERS = (
     "deis",
     "deis(variable='t')",
     "singlestep(order=3)",
+    "singlestep(order=3, fast=True)",
     "dpm-sde(order=3)",
     "pndm",
     "plms",

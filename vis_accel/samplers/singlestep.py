@@ -71,7 +71,7 @@ class Singlestep(Solver):
             return super().knots(steps, noise)
         orders = fast_orders(calls, to_zero=True)
         outer = schedules.create(name, len(orders), noise)
-        return (*(u for p, s, t in zip(orders, outer, outer[1:], strict=True) for u in _points(s, t, p)), outer[-1])
+        return (*(u for p, (s, t) in zip(orders, pairwise(outer), strict=True) for u in _points(s, t, p)), outer[-1])
 
     def solve(self, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None, history: Sequence[Past] = ()) -> Solve:
         for order, s, t in self.steps_of(sigmas):
