@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import quad
+from scipy.optimize import brentq
 
-from vis_accel.samplers import Solver, create, sample
+from vis_accel.samplers import NoiseModel, Solver, create, deis, sample
 from vis_accel.samplers.exponential import phi
 
 START, END, X0 = 10.0, 0.05, 6.3
@@ -21,6 +23,7 @@ DETERMINISTIC: list[tuple[str, dict[str, Any]]] = [
     *[("dpm", {"order": p, "prediction": m}) for p in (1, 2, 3) for m in ("data", "noise")],
     *[("dpmpp", {"order": p}) for p in (1, 2, 3)],
     *[(name, {"order": p}) for name in ("ipndm", "adams", "deis") for p in (1, 2, 3, 4)],
+    *[("deis", {"order": p, "variable": "t"}) for p in (1, 2, 3, 4)],
     *[("singlestep", {"order": p}) for p in (2, 3)],
     *[(name, {}) for name in ("pndm", "plms")],
     *[("dpm", {"order": 3, "prediction": m, "third": "published"}) for m in ("data", "noise")],
@@ -172,6 +175,57 @@ def test_a_step_of_adams_is_exact_for_polynomials_in_sigma(order: int) -> None:
     assert miss("adams", order - 1) < 1e-12
     assert miss("adams", order) > 1e-3
     assert order == 1 or miss("ipndm", order - 1) > 1e-3  # its weights are those of equal steps, and these are not equal
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_a_step_of_deis_in_the_time_is_exact_for_polynomials_in_the_time(order: int) -> None:
+    """The integral by scipy's adaptive rule in sigma, the solver's by a fixed one in log sigma."""
+    knots = (40.0, 11.0, 3.5, 1.9, 0.02)
+
+    def miss(options: dict[str, Any], degree: int) -> float:
+        noise = np.polynomial.Polynomial(COEFFICIENTS[: degree + 1])
+
+        def slope(sigma: float) -> float:
+            return float(noise(_time(sigma)))
+
+        def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+            return x - sigma * slope(sigma)
+
+        at = torch.tensor([0.3], dtype=torch.float64)
+        past = [(s, at, denoise(at, s)) for s in knots[:3]]
+        exact = 0.3 + quad(slope, knots[3], knots[4], epsabs=1e-13, epsrel=1e-13)[0]
+        solver = create("deis", order=order, lower_order_final=False, **options)
+        return abs(float(sample(denoise, solver, at, knots[3:], history=past)) - exact)
+
+    assert miss({"variable": "t"}, order - 1) < 1e-12
+    assert miss({"variable": "t"}, order) > 1e-6
+    assert order == 1 or miss({"variable": "log-rho"}, order - 1) > 1e-4
+
+
+def _time(sigma: float) -> float:
+    """Where DDPM's linear betas have this sigma: log(1 + sigma^2) is the integral of 0.1 + 19.9 t."""
+    return float(brentq(lambda t: 0.1 * t + 19.9 / 2 * t * t - math.log1p(sigma**2), 0, 3, xtol=1e-15, rtol=1e-15))
+
+
+def test_the_time_of_deis_is_that_of_a_network_with_linear_betas() -> None:
+    noise = NoiseModel.from_config({"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02})
+    for t in (10, 100, 500, 999):
+        assert float(deis.time(noise.sigma_at(t))) == pytest.approx((t + 1) / 1000, abs=4e-3)
+    assert float(deis.time(1e-9)) == pytest.approx(1e-18 / 0.1, rel=1e-9)  # by the series: a difference of square roots would be 0
+
+
+def test_quadrature_of_deis_is_exact_over_the_longest_step() -> None:
+    nodes = (157.4, 200.0, 300.0)
+    places = [_time(node) for node in nodes]
+
+    def lagrange(sigma: float) -> float:
+        at = _time(sigma)
+        return (at - places[1]) * (at - places[2]) / (places[0] - places[1]) / (places[0] - places[2])
+
+    exact = quad(lambda u: lagrange(math.exp(u)) * math.exp(u), math.log(157.4), math.log(0.01), epsabs=1e-11, epsrel=1e-12)[0]
+    found = deis.time_weights(0.01, nodes)
+    assert found[0] == pytest.approx(exact, rel=1e-10)
+    assert sum(found) == pytest.approx(0.01 - 157.4, rel=1e-13)
 
 
 def test_on_equal_steps_of_sigma_ipndm_is_adams() -> None:

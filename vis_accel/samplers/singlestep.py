@@ -9,8 +9,12 @@ Step     order 2    r = 1/2      x_r = x - u_r (r h) phi_1(r h) e_s
                                  x_2 = x - u_2 (r2 h) (phi_1(r2 h) e_s + r2 phi_2(r2 h) (e_1 - e_s) / r1)
                                  x_t = x - t h (phi_1(h) e_s + phi_2(h) (e_2 - e_s) / r2)
          r2 must be 2/3 for this two-term form to be of order 3.
+Fast     the paper's DPM-Solver-fast (appendix D.3): steps of order 3 as long as the calls last, `steps` = n being the number of calls. With
+         K = floor(n / 3) + 1 the orders are  3 (K - 2 times), 2, 1 | 3 (K - 1 times), 1 | 3 (K - 1 times), 2  for n mod 3 = 0 | 1 | 2.
+         The schedule's n + 1 knots are cut where steps begin; those between give way to the points of the step. By log sigma the K steps
+         are equally long, as in the paper. A run that ends at 0 gets there by a call, so a last 2 becomes 1, 1: also two calls.
 Differs  an edit of x between two evaluations of one step moves the end of the step by as much as it moved the point in between.
-Cost     `order` calls a step, one for the step to 0 and for a step from infinity.
+Cost     `order` calls a step, one for the step to 0 and for a step from infinity; fast: n.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -36,29 +40,73 @@ class Singlestep(Solver):
 
     Attributes:
         order: 2 or 3, also the number of calls a step.
+        fast: the paper's bookkeeping: `steps` is the number of calls, most of them in steps of order 3, the last ones of lower orders.
     """
 
     name: ClassVar[str] = "singlestep"
 
     order: Literal[2, 3] = option(2, "the order, and the number of calls a step")
+    fast: bool = option(False, "whether steps are calls, spent on steps of order 3 as far as they last")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fast and self.order != 3:
+            raise self.refused("fast", "needs order=3, the order of most of its steps", hint="singlestep(order=3, fast=True)")
 
     @property
     def convergence_order(self) -> int:
-        return self.order
+        """2 where it is fast: of two numbers of calls in three the last step is of order 1."""
+        return 2 if self.fast else self.order
 
     def auto_schedule(self, noise: NoiseModel) -> str:
         """Equal steps of log sigma, the variable of the expansion, wherever the first sigma is finite."""
         return schedules.where_finite("logsnr", noise)
 
+    def knots(self, steps: int | None, noise: NoiseModel) -> tuple[float, ...]:
+        if not self.fast or isinstance(self.schedule, tuple):
+            return super().knots(steps, noise)
+        name = self.auto_schedule(noise) if self.schedule == "auto" else self.schedule
+        calls = self.steps or steps or 0
+        if name not in ("logsnr", "exponential") or calls < 1:
+            return super().knots(steps, noise)
+        orders = fast_orders(calls, to_zero=True)
+        outer = schedules.create(name, len(orders), noise)
+        return (*(u for p, (s, t) in zip(orders, pairwise(outer), strict=True) for u in _points(s, t, p)), outer[-1])
+
     def solve(self, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None, history: Sequence[Past] = ()) -> Solve:
-        for s, t in pairwise(sigmas):
+        for order, s, t in self.steps_of(sigmas):
             x, y = yield x, s
             if t == 0 or s >= SIGMA_CAP:
                 x = t / s * x + (1 - t / s) * y.denoised
+            elif order == 1:
+                x = x - t * math.log(s / t) * phi(1, math.log(s / t)) * ((x - y.denoised) / s)
             else:
                 e = (x - y.denoised) / s
-                x = yield from (_second if self.order == 2 else _third)(x, e, s, t)
+                x = yield from (_second if order == 2 else _third)(x, e, s, t)
         return x
+
+    def steps_of(self, sigmas: Sequence[float]) -> list[tuple[int, float, float]]:
+        """Order, beginning and end of every step of a run over these knots."""
+        if not self.fast:
+            return [(self.order, s, t) for s, t in pairwise(sigmas)]
+        infinite = sigmas[0] >= SIGMA_CAP  # the step from there has one call
+        orders = [1] * infinite + fast_orders(len(sigmas) - 1 - infinite, to_zero=sigmas[-1] == 0)
+        ends = [sigmas[i] for i in accumulate(orders)]
+        return list(zip(orders, (sigmas[0], *ends), ends, strict=False))
+
+
+def fast_orders(calls: int, *, to_zero: bool) -> list[int]:
+    """The orders of the steps of DPM-Solver-fast with so many calls; their sum is `calls`."""
+    threes, rest = divmod(calls, 3)
+    if rest == 0:
+        return [3] * (threes - 1) + [2, 1] if calls else []
+    last = [1, 1] if rest == 2 and to_zero else [rest]
+    return [3] * threes + last
+
+
+def _points(s: float, t: float, order: int) -> list[float]:
+    """Where a step of this order from s to t asks for evaluations; one to 0 at its beginning."""
+    return [s * (t / s) ** (i / order) for i in range(order)] if t > 0 else [s]
 
 
 def _second(x: Tensor, e: Tensor, s: float, t: float) -> Solve:
