@@ -28,6 +28,7 @@ ORDER = {
         "guidance": None,
         "steps": None,
         "size": None,
+        "beside": False,
     },
     "compare": {
         "model": "cifar10-dit",

@@ -20,8 +20,8 @@ from gradio_client import Client
 
 from vis_accel.app.settings import BUNDLED
 
-GOOD = ["cifar10-dit", "dpm(steps=3)", 0, 1, [], "", None, None, None]
-LONG = ["cifar10-dit", "none", 0, 8, [], "", None, 60, None]
+GOOD = ["cifar10-dit", "dpm(steps=3)", 0, 1, [], "", None, None, None, False]
+LONG = ["cifar10-dit", "none", 0, 8, [], "", None, 60, None, False]
 
 
 @pytest.fixture(scope="module")
@@ -103,18 +103,18 @@ def test_progress_is_streamed(client: Client) -> None:
 
 
 REFUSED = [
-    (["cifar10-dit", "none", 0, 0, [], "", None, None, None], "count"),
-    (["cifar10-dit", "none", 0, 9, [], "", None, None, None], "count must be at most 8"),
-    (["cifar10-dit", "none", -1, 1, [], "", None, None, None], "seed"),
-    (["cifar10-dit", "none", 0, True, [], "", None, None, None], "finite number; got True"),
-    (["cifar10-dit", "none", 0, 1, [], "", float("nan"), None, None], "guidance: must be a finite number; got nan"),
-    (["cifar10-dit", "none", 0, 1, [], "", None, 1000, None], "steps must be at most 60"),
-    (["cifar10-dit", "none", 0, 1, [], "", None, None, 10**9], "size must be at most 2000"),
-    (["cifar10-dit", "no-such-method", 0, 1, [], "", None, None, None], "no method named"),
-    (["cifar10-dit", "dpm + heun", 0, 1, [], "", None, None, None], "both replace the scheduler"),
-    (["/etc/passwd", "none", 0, 1, [], "", None, None, None], "there is no model"),
-    (["cifar10-dit", "none", 0, 1, [77], "", None, None, None], "no class 77"),
-    ([{"path": "/etc/passwd"}, [], {}, [], "x", 3, "x", "y", "z"], "model"),
+    (["cifar10-dit", "none", 0, 0, [], "", None, None, None, False], "count"),
+    (["cifar10-dit", "none", 0, 9, [], "", None, None, None, False], "count must be at most 8"),
+    (["cifar10-dit", "none", -1, 1, [], "", None, None, None, False], "seed"),
+    (["cifar10-dit", "none", 0, True, [], "", None, None, None, False], "finite number; got True"),
+    (["cifar10-dit", "none", 0, 1, [], "", float("nan"), None, None, False], "guidance: must be a finite number; got nan"),
+    (["cifar10-dit", "none", 0, 1, [], "", None, 1000, None, False], "steps must be at most 60"),
+    (["cifar10-dit", "none", 0, 1, [], "", None, None, 10**9, False], "size must be at most 2000"),
+    (["cifar10-dit", "no-such-method", 0, 1, [], "", None, None, None, False], "no method named"),
+    (["cifar10-dit", "dpm + heun", 0, 1, [], "", None, None, None, False], "both replace the scheduler"),
+    (["/etc/passwd", "none", 0, 1, [], "", None, None, None, False], "there is no model"),
+    (["cifar10-dit", "none", 0, 1, [77], "", None, None, None, False], "no class 77"),
+    ([{"path": "/etc/passwd"}, [], {}, [], "x", 3, "x", "y", "z", False], "model"),
 ]
 
 
@@ -209,4 +209,4 @@ def test_many_at_once_get_their_own_pictures(server: Any, client: Client) -> Non
 
 
 def _with(seed: int) -> list[Any]:
-    return ["cifar10-dit", "dpm(steps=3)", seed, 2, [], "", None, None, None]
+    return ["cifar10-dit", "dpm(steps=3)", seed, 2, [], "", None, None, None, False]
