@@ -149,7 +149,9 @@ def test_beside_a_recipe_stands_the_model_as_it_comes(catalog: Catalog, monkeypa
     assert made(catalog, recipe="none", steps=2, beside=True).stock is None  # it is the model as it comes
 
 
-@pytest.mark.parametrize("recipe", ["distilled(steps=2)", "guidance-window + dpm(steps=3)", "bf16 + dpm(steps=3)", "firstblock + ddim(steps=8)"])
+@pytest.mark.parametrize(
+    "recipe", ["distilled(steps=2)", "guidance-window + dpm(steps=3)", "bf16 + dpm(steps=3)", "firstblock + ddim(steps=8)"]
+)
 def test_the_kinds_of_methods_make_the_librarys_pictures(catalog: Catalog, recipe: str) -> None:
     found = made(catalog, recipe=recipe)
     model = catalog.get("cifar10-dit")
