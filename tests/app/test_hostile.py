@@ -7,7 +7,6 @@ stays on loopback.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ from vis_accel.app.server import refuse_environment
 from vis_accel.app.settings import Settings
 from vis_accel.errors import UsageError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "eval"))
-import demo
-import demo_hostile
-import demo_visitors
+with pytest.MonkeyPatch.context() as patch:  # and off the path again: eval has a precision.py, the tests a folder of that name
+    patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "eval"))
+    import demo
+    import demo_hostile
+    import demo_visitors
 
 DEFAULTS = demo_visitors.DEFAULTS | {"recipe": "dpm(steps=3)", "count": 1}
 
