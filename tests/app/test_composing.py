@@ -104,8 +104,9 @@ def test_presets_are_those_that_the_model_can_have(catalog: Catalog) -> None:
     from vis_accel.app.pages.generate import PRESETS
 
     fitting = {name: [text for _, text in PRESETS if fits(catalog.get(name), text)] for name in ("cifar10-dit", "cifar10-unet")}
-    assert fitting["cifar10-dit"] == [text for _, text in PRESETS]
-    assert set(fitting["cifar10-dit"]) - set(fitting["cifar10-unet"]) == {"distilled"}
+    assert fitting["cifar10-dit"] == fitting["cifar10-unet"] == [text for _, text in PRESETS]  # both have a student
+    assert not fits(catalog.get("cifar10-unet"), "guidance-window")
+    assert not fits(catalog.get("cifar10-unet"), "distilled(steps=3)")  # its student has four
 
 
 def test_methods_of_the_other_half_are_left_out(catalog: Catalog) -> None:
