@@ -23,6 +23,7 @@ from vis_accel.errors import RunError, UsageError
 from vis_accel.files import write_atomic
 from vis_accel.students import pool
 from vis_accel.students.options import DistillOptions
+from vis_accel.students.task import StudentTask
 from vis_accel.students.teacher import Teacher, open_teacher
 from vis_accel.students.train_consistency import ConsistencyTask, knots
 from vis_accel.students.train_guidance import GuidanceTask
@@ -33,7 +34,11 @@ __all__ = ["Distilled", "distill"]
 
 _OPTIONS, _POOL = "options.json", "pool.safetensors"
 _HELD_OUT, _HELD_OUT_SEED = 256, 10**9
-_TASKS = {"consistency": ConsistencyTask, "guidance": GuidanceTask, "segments": SegmentsTask}
+_TASKS: dict[str, Callable[[DistillOptions, Teacher, pool.Pool, pool.Pool], StudentTask]] = {
+    "consistency": ConsistencyTask,
+    "guidance": GuidanceTask,
+    "segments": SegmentsTask,
+}
 
 
 @dataclass(frozen=True)
