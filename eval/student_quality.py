@@ -33,9 +33,7 @@ RIVALS = (
     "dpm(steps=8)",
     "unipc(steps=8)",
     "ipndm(steps=8, schedule='karras', order=3)",
-    "deis(steps=8, schedule='karras', order=3)",
     "dpm(steps=6, schedule='searched')",
-    "dpm(steps=16)",
 )
 ROUNDS, TIMED = 7, 32
 
