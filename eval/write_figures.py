@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import figures_precision
+import figures_students
 import figures_vision
 
 from vis_accel.files import write_atomic
@@ -259,6 +260,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "guidance-student": guidance_student,
     "second-opinion": second_opinion, "which-sampler": which_sampler, **figures_vision.FIGURES,
     **figures_precision.FIGURES,
+    **figures_students.FIGURES,
 }  # fmt: skip
 
 
