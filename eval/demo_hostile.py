@@ -10,6 +10,7 @@ import struct
 import threading
 import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,6 +57,7 @@ WRONG |= {
     "size": [*JUNK, 7, 64, 10**6],
     "classes": [*JUNK, 3, "3", [77], [-1], [None], ["cat"], [1.5], list(range(2000))],
     "prompt": [1, 1.5, [], {}, True, "a cat", "x" * 10_000],
+    "beside": [*(value for value in JUNK if not isinstance(value, bool)), None, "yes", 1, []],
     "image": [*JUNK, None, "", 3, "data:image/png;base64,AAAA", "data:,x", "A" * 4000],
 }
 for _name in ("recipe", "first", "second"):
@@ -157,11 +159,8 @@ def fuzz(url: str, count: int) -> dict[str, Any]:
                     if not 400 <= answer.status_code < 500 or not has_reason(answer):
                         odd.append(f"{answer.status_code} {path} {data[:300]!r}: {answer.text[:300]}")
 
-    threads = [threading.Thread(target=send, args=(number,)) for number in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(send, range(THREADS)))  # raises what a thread raised: requests that were never sent are not requests refused
     return {"n": sum(codes.values()), "codes": {str(code): n for code, n in sorted(codes.items())}, "longest_s": longest, "odd": odd[:20]}
 
 
