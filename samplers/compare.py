@@ -43,6 +43,7 @@ SOLVERS = (
     "ddim", "heun", "dpm(order=2)", "dpm(order=3)", "dpm(order=2, prediction='noise')", "unipc(order=2)", "unipc(order=3)",
     "ipndm(order=2)", "ipndm(order=3)", "ipndm(order=4)", "adams(order=2)", "adams(order=3)", "deis(order=2)", "deis(order=3)",
     "singlestep(order=2)", "singlestep(order=3)", "plms", "pndm", "dpm(order=3, third='published')",
+    "deis(order=2, variable='t')", "deis(order=3, variable='t')", "singlestep(order=3, fast=True)",
 )  # fmt: skip
 SCHEDULES = ("trailing", "leading", "linspace", "quadratic", "beta", "time-power", "logsnr", "karras")
 IMAGES = 64

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vis_accel.samplers import NoiseStream, Solver, create, plan, sample
+from vis_accel.errors import UsageError
+from vis_accel.samplers import NoiseModel, NoiseStream, Solver, create, plan, sample
 
 KNOTS = (80.0, 31.0, 7.5, 2.0, 0.61, 0.2, 0.05)
 
@@ -86,6 +87,15 @@ def test_noise_that_is_added_and_taken_away_leaves_the_variance(finer: Callable[
 
     assert miss(80) < 2e-3
     assert math.log2(miss(80) / miss(160)) == pytest.approx(2, abs=0.4)
+
+
+@pytest.mark.parametrize(("options", "steps"), [({"schedule": "trailing"}, 3), ({"steps": 1}, None), ({"schedule": (9.0, 4.0, 0.0)}, None)], ids=str)
+def test_a_restart_that_would_never_restart_is_refused(options: dict[str, Any], steps: int | None) -> None:
+    vp = NoiseModel.from_config({"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02})
+    with pytest.raises(UsageError, match=r"restart goes back to high=1 from a knot below that, and of these . steps"):
+        create("restart", **options).knots(steps, vp)
+    knots = create("restart", steps=12).knots(None, vp)
+    assert create("restart").turn(knots) < 1  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("solver", [create("ddpm"), create("ddpm", variance="fixed-large"), create("ddim", eta=1.0)], ids=str)

@@ -6,7 +6,8 @@ Space    data scale 1. At the first knot t <= `low`: x <- x + sqrt(high^2 - t^2)
 Why      the large noise forgets the errors made so far, and the deterministic way down makes few new ones: better than small doses of noise
          in every step, from about 40 calls. Below 20 calls the calls are better spent on the way down.
 Where    at the first knot that is not above `low`; if there is none, at the last one above 0. A run that begins at or below `low` never
-         restarts, nor one whose last knot above 0 is above `high`, and none goes back above the noise it began with.
+         restarts (it is the tail of one that did), and none goes back above the noise it began with. Knots so coarse that the last of them
+         above 0 is not below `high` leave nothing to go back from: refused.
 Cost     2 n - 1 calls as for Heun, and 2 `inner` `times` more.
 """
 
@@ -14,19 +15,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vis_accel.errors import NotApplicableError
+from vis_accel.errors import NotApplicableError, UsageError
 from vis_accel.method import option
 from vis_accel.samplers import schedules
 from vis_accel.samplers.heun import heun_step
 from vis_accel.samplers.noise import NoiseModel
 from vis_accel.samplers.schedules import RHO
 from vis_accel.samplers.solver import Noise, Past, Solve, Solver, draw
+
+ENOUGH = 50  # steps, for a look at whether the model's noise can be gone through again at all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,28 @@ class Restart(Solver):
     def auto_schedule(self, noise: NoiseModel) -> str:
         """Karras's, dense where the restarts are, wherever the first sigma is finite."""
         return schedules.where_finite("karras", noise)
+
+    def check_target(self, view: Any) -> None:
+        """As every solver's; where the call will say how many steps, enough of them are assumed."""
+        if self.steps is None and isinstance(self.schedule, str):
+            return replace(self, steps=ENOUGH).check_target(view)
+        super().check_target(view)
+
+    def knots(self, steps: int | None, noise: NoiseModel) -> tuple[float, ...]:
+        """The knots of a run.
+
+        Raises:
+            UsageError: knots from which it would never go back.
+        """
+        found = super().knots(steps, noise)
+        turn = self.turn(found)
+        if found[0] > self.low and (turn is None or turn >= self.high):
+            least = "there is none" if turn is None else f"the last above 0 is {turn:.3g}"
+            raise UsageError(
+                f"{self.name} goes back to high={self.high:g} from a knot below that, and of these {len(found) - 1} steps {least}.",
+                hint="more steps, a higher high=, or another sampler",
+            )
+        return found
 
     def resumed(self) -> Solver:
         message = f"A run of {self.name} cannot go on at a later knot: how far it goes back depends on where it began."
