@@ -89,9 +89,12 @@ def test_noise_that_is_added_and_taken_away_leaves_the_variance(finer: Callable[
     assert math.log2(miss(80) / miss(160)) == pytest.approx(2, abs=0.4)
 
 
-@pytest.mark.parametrize(("options", "steps"), [({"schedule": "trailing"}, 3), ({"steps": 1}, None), ({"schedule": (9.0, 4.0, 0.0)}, None)], ids=str)
+@pytest.mark.parametrize(
+    ("options", "steps"), [({"schedule": "trailing"}, 3), ({"steps": 1}, None), ({"schedule": (9.0, 4.0, 0.0)}, None)], ids=str
+)
 def test_a_restart_that_would_never_restart_is_refused(options: dict[str, Any], steps: int | None) -> None:
-    vp = NoiseModel.from_config({"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02})
+    config = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+    vp = NoiseModel.from_config(config)
     with pytest.raises(UsageError, match=r"restart goes back to high=1 from a knot below that, and of these . steps"):
         create("restart", **options).knots(steps, vp)
     knots = create("restart", steps=12).knots(None, vp)
