@@ -43,6 +43,7 @@ SOLVERS = (
     "ddim", "heun", "dpm(order=2)", "dpm(order=3)", "dpm(order=2, prediction='noise')", "unipc(order=2)", "unipc(order=3)",
     "ipndm(order=2)", "ipndm(order=3)", "ipndm(order=4)", "adams(order=2)", "adams(order=3)", "deis(order=2)", "deis(order=3)",
     "singlestep(order=2)", "singlestep(order=3)", "plms", "pndm", "dpm(order=3, third='published')",
+    "unipc(afs=True)", "dpm(order=2, afs=True)", "ipndm(afs=True, order=3)", "deis(afs=True, order=3)",
     "deis(order=2, variable='t')", "deis(order=3, variable='t')", "singlestep(order=3, fast=True)",
 )  # fmt: skip
 SCHEDULES = ("trailing", "leading", "linspace", "quadratic", "beta", "time-power", "logsnr", "karras")
@@ -76,13 +77,15 @@ def solver_of(text: str, schedule: str, calls: int, noise: NoiseModel) -> Solver
     """The solver with the most steps that make at most `calls` calls; None if even one step makes more, or the schedule does not fit."""
     method: Any = Recipe.parse(text).methods[0]
     best = None
-    for steps in range(1, calls + 1):
+    for steps in range(1, calls + 2):  # one more than the calls, where the first takes none
         try:
             solver: Solver = replace(method, schedule=schedule, steps=steps)
             if len(plan(solver, solver.knots(None, noise))) <= calls:
                 best = solver
-        except (NotApplicableError, UsageError):
+        except NotApplicableError:
             return None
+        except UsageError:  # too few steps for this solver
+            continue
     return best
 
 

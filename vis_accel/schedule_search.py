@@ -8,8 +8,8 @@ programming over it proposes knots (`samplers.searched`); the best of these and 
 All of them then run on seeds the search has not seen, and are ranked by the root mean square distance of their samples from the teacher's
 on the same seeds. A search that finds nothing better than a fixed schedule says so.
 
-Cost     in calls: (2 x grid - 1) for each of `images` + `trial`, then calls x (`moves` + 8) for each of 32 images and calls x 9 for each of
-         `trial`.
+Cost     in calls: (2 x grid - 1) for each of `images` + `trial`, then calls x (`moves` + 14) for each of 32 images and calls x 15 for each
+         of `trial`.
 Seeds    lie a million away from the ones asked for, so that a benchmark of the recipe does not score what it was fitted to.
 """
 
@@ -167,11 +167,12 @@ def search(
 
 
 def _fixed(calls: int, noise: NoiseModel) -> dict[str, tuple[float, ...]]:
-    """The fixed schedules this model can have."""
+    """The fixed schedules this model can have, each with and without a call at its first knot (`Solver.afs`)."""
     found = {}
     for name in FIXED:
         with contextlib.suppress(NotApplicableError):
             found[name] = schedules.create(name, calls, noise)
+            found[f"{name}, afs"] = schedules.create(name, calls + 1, noise)[1:]
     return found
 
 
@@ -180,6 +181,8 @@ def _solver(text: str) -> Solver:
     if len(methods) != 1 or not isinstance(methods[0], Solver):
         raise UsageError(f"A schedule is searched for one sampler; got {text!r}.", hint="dpm, unipc, ipndm, deis ...")
     method = methods[0]
+    if method.afs:
+        raise UsageError(f"{text!r}: the search tries an analytic first step by itself.", hint=f"--sampler '{replace(method, afs=False)}'")
     if method.steps is not None or method.schedule != "auto":
         raise UsageError(f"{text!r} has steps or knots of its own; the search finds them.", hint=f"--sampler {method.name} --calls 6")
     return method

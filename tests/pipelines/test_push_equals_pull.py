@@ -80,6 +80,18 @@ def test_every_solver_in_every_pipeline(name: str, text: str) -> None:
             assert counter.calls == len(plan(solver(text), knots)) * true_guidance
 
 
+@pytest.mark.parametrize("text", ["dpm(order=2, afs=True)", "heun(afs=True)", "ddpm(afs=True)"])
+@pytest.mark.parametrize("name", ["DiTPipeline", "DDPMPipeline", "StableDiffusionPipeline"])
+def test_a_first_step_without_the_network(name: str, text: str) -> None:
+    tiny = TINIES[name]
+    pipe = tiny.build()
+    with accelerate(pipe, text), tiny.count(pipe) as counter:
+        found = tiny.call(pipe, guidance=1.0)
+        knots = solver(text).knots(4, NoiseModel.from_config(pipe.scheduler.config))
+    assert_equal(found, expected(tiny, pipe, text, 1.0, knots))
+    assert counter.calls == (5 if text.startswith("heun") else 3)
+
+
 @pytest.mark.parametrize("text", ["dpm(schedule='logsnr')", "heun(schedule='karras')", "unipc(schedule='quadratic', steps=5)"])
 def test_times_between_the_networks_own(text: str) -> None:
     tiny = TINIES["DiTPipeline"]

@@ -52,6 +52,8 @@ class Singlestep(Solver):
         super().__post_init__()
         if self.fast and self.order != 3:
             raise self.refused("fast", "needs order=3, the order of most of its steps", hint="singlestep(order=3, fast=True)")
+        if self.fast and self.afs:
+            raise self.refused("afs", "must be False with fast=True, whose first step has order 3")
 
     @property
     def convergence_order(self) -> int:
@@ -62,13 +64,13 @@ class Singlestep(Solver):
         """Equal steps of log sigma, the variable of the expansion, wherever the first sigma is finite."""
         return schedules.where_finite("logsnr", noise)
 
-    def knots(self, steps: int | None, noise: NoiseModel) -> tuple[float, ...]:
+    def all_knots(self, steps: int | None, noise: NoiseModel) -> tuple[float, ...]:
         if not self.fast or isinstance(self.schedule, tuple):
-            return super().knots(steps, noise)
+            return super().all_knots(steps, noise)
         name = self.auto_schedule(noise) if self.schedule == "auto" else self.schedule
         calls = self.steps or steps or 0
         if name not in ("logsnr", "exponential") or calls < 1:
-            return super().knots(steps, noise)
+            return super().all_knots(steps, noise)
         orders = fast_orders(calls, to_zero=True)
         outer = schedules.create(name, len(orders), noise)
         return (*(u for p, (s, t) in zip(orders, pairwise(outer), strict=True) for u in _points(s, t, p)), outer[-1])
