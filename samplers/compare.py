@@ -70,7 +70,7 @@ def screen(model: str, calls: tuple[int, ...], solvers: tuple[str, ...], chosen:
                 used = len(plan(solver, solver.knots(None, noise)))
                 found["rows"].append({"solver": text, "schedule": schedule, "calls": count, "used": used, "error": round(error, 5)})
                 print(f"{model}: {solver} {used} calls {error:.4f}", flush=True)
-        write_atomic(path, json.dumps(found | _made(), indent=1) + "\n")
+            write_atomic(path, json.dumps(found | _made(), indent=1) + "\n")
 
 
 def solver_of(text: str, schedule: str, calls: int, noise: NoiseModel) -> Solver | None:

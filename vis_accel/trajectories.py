@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,6 +51,11 @@ def apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).square().mean().sqrt())
 
 
+def _same(asked: float, knot: float) -> bool:
+    """Whether a request is at a knot; some solvers compute the points of a step anew, to the last digits."""
+    return math.isclose(asked, knot, rel_tol=1e-9)
+
+
 class _Recorder:
     """Stands in for a solver, and notes the state and the denoised image at each knot it passes, and the state at the end.
 
@@ -75,9 +81,9 @@ class _Recorder:
             request = next(run)
             while True:
                 x, y = yield request
-                if points and request[1] == sigmas[len(points) - 1]:  # Heun asks again at the corrected point: that one counts
+                if points and _same(request[1], sigmas[len(points) - 1]):  # Heun asks again at the corrected point: that one counts
                     points[-1], denoised[-1] = x, y.denoised
-                elif request[1] == sigmas[len(points)]:
+                elif _same(request[1], sigmas[len(points)]):
                     points.append(x)
                     denoised.append(y.denoised)
                 request = run.send((x, y))
