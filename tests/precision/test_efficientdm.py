@@ -14,7 +14,7 @@ from vis_accel import accelerate
 from vis_accel.errors import UsageError
 from vis_accel.generation import Job
 from vis_accel.pipelines import view
-from vis_accel.precision.blocks import Example
+from vis_accel.precision.blocks import Example, answer_of, recorded
 from vis_accel.precision.efficientdm import LowRank, rounded, tune
 from vis_accel.precision.rounded import RoundedPart
 from vis_accel.precision.rounding import Range, best_scales, fake_activation, levels, round_weight
@@ -116,19 +116,41 @@ def test_a_layer_alone_comes_nearer_to_its_float_answers() -> None:
     assert fake_activation(inputs[0], float(part.scale_of[0]), int(part.zero_of[0]), 8).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["dit", "unet"])
-def test_the_network_answers_better_than_rounded_to_the_nearest_and_can_be_taken_off(name: str) -> None:
-    errors, target = {}, build(name)
-    before, plain = state(target), answer(target)
-    for recipe in ("q-diffusion(weights=4, images=4, rounding='nearest')", "efficientdm(images=4, iterations=60, rank=8)"):
+def test_the_network_answers_better_than_rounded_to_the_nearest() -> None:
+    """The error that is minimised, on the calls of a float run from other seeds than were tuned on."""
+    errors, target = {}, build("unet")
+    network = view(target).denoiser
+    with recorded([network], lambda: 0, None) as examples:
+        answer(target)
+    for recipe in (
+        "q-diffusion(weights=4, images=8, rounding='nearest', ranges='static')",
+        "efficientdm(images=8, iterations=80, rank=8, ranges='static')",
+    ):
         handle = put(target, recipe)
-        errors[recipe] = float((answer(target) - plain).square().mean())
-        assert torch.equal(answer(target), answer(target))
+        with torch.no_grad():
+            pairs = [(answer_of(network(*one.args, **one.kwargs)), one.answer) for one in examples[network]]
+        errors[recipe] = sum(float((found - wanted).square().mean() / wanted.square().mean()) for found, wanted in pairs)
         handle.remove()
-        assert state(target) == before
-        assert torch.equal(answer(target), plain)
     nearest, tuned = errors.values()
     assert tuned < 0.8 * nearest
+
+
+@pytest.mark.parametrize("name", ["dit", "unet"])
+@pytest.mark.parametrize("options", ["activations=4", "weights=8, activations=6, ranges='static'"])
+def test_it_can_be_suspended_and_taken_off(name: str, options: str) -> None:
+    target = build(name)
+    before, plain = state(target), answer(target)
+    handle = put(target, f"efficientdm(images=4, iterations=10, rank=4, {options})")
+    changed = answer(target)
+    assert torch.equal(answer(target), changed)
+    assert not torch.equal(changed, plain)
+    handle.suspend()
+    assert torch.equal(answer(target), plain)
+    handle.resume()
+    assert torch.equal(answer(target), changed)
+    handle.remove()
+    assert state(target) == before
+    assert torch.equal(answer(target), plain)
 
 
 def test_a_kept_calibration_gives_the_same_bits(own_folder: Any) -> None:
