@@ -79,6 +79,8 @@ METHODS: dict[str, Entry] = {
                         "patches that trained predictors find needless are dropped, before a few blocks"),
     "early-exit": Entry("vis_accel.early_exit.method:EarlyExit", "depth", "Teerapittayanon et al. 2016, arXiv:1709.01686",
                         "images that a classifier in the middle is sure of leave there; thresholds by risk control"),
+    "efficientdm": Entry("vis_accel.precision.efficientdm:EfficientDm", "precision", "He et al. 2023, arXiv:2310.03270",
+                         "a denoiser in 4 or 6 bits, tuned on its own run by low-rank matrices that vanish in the rounding"),
     "euler": Entry("vis_accel.samplers.euler:Euler", "sampler", "Karras et al. 2022, arXiv:2206.00364",
                    "the first-order step on the probability-flow equation in sigma"),
     "euler-ancestral": Entry("vis_accel.samplers.ancestral:EulerAncestral", "sampler", "Karras et al. 2022, arXiv:2206.00364",

@@ -17,8 +17,7 @@ from vis_accel.precision import kernels
 from vis_accel.precision.blocks import answer_of, blocks_of, recorded
 from vis_accel.precision.layers import candidates
 from vis_accel.precision.q_diffusion import concatenations
-from vis_accel.precision.reconstruct import adapted, beta_at, gate
-from vis_accel.precision.rounded import _straight_through
+from vis_accel.precision.reconstruct import adapted, beta_at, gate, straight_through
 from vis_accel.precision.rounding import Range, best_scales, fake_activation, fake_weight, round_weight
 
 needs_kernels = pytest.mark.skipif(kernels.supported() is not None, reason=str(kernels.supported()))
@@ -178,7 +177,7 @@ def test_blocks_are_the_innermost_of_each_stream() -> None:
 
 def test_the_slope_of_a_rounded_activation_is_that_of_clipping() -> None:
     x = torch.tensor([-3.0, -0.4, 0.3, 5.0], requires_grad=True)
-    found = _straight_through(x, torch.tensor(0.5), torch.tensor(2), 2)  # 2 bits: -1, -0.5, 0, 0.5
+    found = straight_through(x, torch.tensor(0.5), torch.tensor(2), 2)  # 2 bits: -1, -0.5, 0, 0.5
     assert found.tolist() == fake_activation(x.detach(), 0.5, 2, 2).tolist() == [-1.0, -0.5, 0.5, 0.5]
     found.sum().backward()
     assert x.grad.tolist() == [0, 1, 1, 0]

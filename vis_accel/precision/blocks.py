@@ -51,13 +51,14 @@ def answer_of(output: Any) -> Tensor:
 
 
 @contextmanager
-def recorded(blocks: Collection[nn.Module], moment: Callable[[], int], keep: int) -> Iterator[dict[nn.Module, list[Example]]]:
-    """While open, `keep` rows of every call of these blocks are written down."""
+def recorded(blocks: Collection[nn.Module], moment: Callable[[], int], keep: int | None) -> Iterator[dict[nn.Module, list[Example]]]:
+    """While open, `keep` rows of every call of these blocks are written down; None: all."""
     found: dict[nn.Module, list[Example]] = {block: [] for block in blocks}
 
     def look(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         answer = answer_of(output)
-        rows = torch.linspace(0, len(answer) - 1, min(keep, len(answer))).long()  # over both halves of a guided call
+        count = len(answer) if keep is None else min(keep, len(answer))
+        rows = torch.linspace(0, len(answer) - 1, count).long()  # over both halves of a guided call
 
         def few(value: Any) -> Any:
             return value.detach()[rows].clone() if isinstance(value, Tensor) and value.ndim and len(value) == len(answer) else value

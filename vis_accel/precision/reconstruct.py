@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vis_accel.precision.layers import float_layer
+from vis_accel.precision.rounding import fake_activation, levels
 
 __all__ = ["SoftWeight", "adapted", "settle"]
 
@@ -62,6 +63,10 @@ class SoftWeight:
         """The weight as it is now, differentiable in V."""
         return (self._low + gate(self.v)).clamp(-self._top, self._top) * self._along
 
+    def activation(self, x: Tensor, scale: Tensor, zero: Tensor, bits: int, step: Tensor) -> Tensor:
+        """x rounded; its gradient is that of clipping (Esser et al. 2019, arXiv:1902.08153, eq. 5, in x)."""
+        return straight_through(x, scale, zero, bits)
+
     def undecided(self, beta: float) -> Tensor:
         """The regulariser: 0 once every weight has gone up or down."""
         return (1 - (2 * gate(self.v) - 1).abs().pow(beta)).sum()
@@ -69,6 +74,12 @@ class SoftWeight:
     def whole(self) -> Tensor:
         """Whole numbers, int8, the weight's shape."""
         return (self._low + (gate(self.v.detach()) >= 0.5)).clamp(-self._top, self._top).to(torch.int8)
+
+
+def straight_through(x: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """x rounded, with the slope of clipping: 1 inside the range, 0 outside."""
+    inside = torch.clamp(x, -zero * scale, (levels(bits) - zero) * scale)
+    return inside + (fake_activation(x.detach(), scale, zero, bits) - inside).detach()
 
 
 @torch.enable_grad()

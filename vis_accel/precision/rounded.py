@@ -10,6 +10,7 @@ Half     of a layer whose input channels are two distributions side by side: two
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,19 @@ from torch import Tensor, nn
 from vis_accel.errors import UsageError
 from vis_accel.precision import kernels
 from vis_accel.precision.layers import float_layer, leaves_python, produced
-from vis_accel.precision.reconstruct import SoftWeight
 from vis_accel.precision.rounding import Range, fake_activation, levels, round_activation
 
-__all__ = ["RoundedLayer", "RoundedPart", "traced_weight"]
+__all__ = ["RoundedLayer", "RoundedPart", "Soft", "traced_weight"]
+
+
+class Soft(Protocol):
+    """What stands for a part's weight and rounds its input, differentiably, while the rounding is being sought."""
+
+    def values(self) -> Tensor:
+        """The weight as it is now."""
+
+    def activation(self, x: Tensor, scale: Tensor, zero: Tensor, bits: int, step: Tensor) -> Tensor:
+        """The input, rounded for the call `step`, int64 [1]."""
 
 
 class RoundedPart:
@@ -47,13 +57,19 @@ class RoundedPart:
         self.scale_of, self.zero_of, self.bits, self.by_step = scale_of, zero_of, bits, len(scale_of) > 1
         self.scale, self.zero = scale_of[0].clone(), zero_of[0].clone()
         self._numbers = float(self.scale), int(self.zero)  # for graphs that are traced, which must not ask tensors for numbers
-        self.soft: SoftWeight | None = None
+        self.soft: Soft | None = None
         self.round(whole)
 
     def round(self, whole: Tensor) -> None:
         """Takes other whole numbers for its weight. Of a simulated part: a kernel has packed its own."""
         self.whole, self.soft = whole, None
         self.values = None if self.packed is not None else whole.float() * self.scales.reshape([-1, *[1] * (whole.ndim - 1)])
+
+    def learned(self, whole: Tensor, scale_of: Tensor) -> None:
+        """Takes other whole numbers and other activation scales. Of a simulated part."""
+        self.scale_of, self.scale = scale_of, scale_of[0].clone()
+        self._numbers = float(self.scale), int(self.zero)
+        self.round(whole)
 
     @classmethod
     def of(
@@ -73,7 +89,7 @@ class RoundedPart:
         if self.by_step:
             scale, zero = self.scale_of.index_select(0, self.step).reshape(()), self.zero_of.index_select(0, self.step).reshape(())
         if self.soft is not None:
-            return float_layer(self.module, _straight_through(x, scale, zero, self.bits), self.soft.values())
+            return float_layer(self.module, self.soft.activation(x, scale, zero, self.bits, self.step), self.soft.values())
         if self.packed is None:
             assert self.values is not None  # noqa: S101 - `round` made them
             return float_layer(self.module, fake_activation(x, scale, zero, self.bits), self.values.to(x.dtype))
@@ -110,9 +126,3 @@ class RoundedLayer:
         for part, start, end in zip(self.parts[1:], self.starts[1:-1], self.starts[2:], strict=True):
             found = found + part(x[:, start:end])
         return found
-
-
-def _straight_through(x: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    """x rounded; its gradient is that of clipping (Esser et al. 2019, arXiv:1902.08153, eq. 5, in x)."""
-    inside = torch.clamp(x, -zero * scale, (levels(bits) - zero) * scale)
-    return inside + (fake_activation(x.detach(), scale, zero, bits) - inside).detach()
