@@ -28,6 +28,7 @@ from vis_accel.students.teacher import Teacher, open_teacher
 from vis_accel.students.train_consistency import ConsistencyTask, knots
 from vis_accel.students.train_guidance import GuidanceTask
 from vis_accel.students.train_progressive import ProgressiveTask, Stage, stages
+from vis_accel.students.train_reflow import ReflowTask
 from vis_accel.students.train_segments import SegmentsTask, stops
 
 __all__ = ["Distilled", "distill"]
@@ -38,6 +39,7 @@ _TASKS: dict[str, Callable[[DistillOptions, Teacher, pool.Pool, pool.Pool], Stud
     "consistency": ConsistencyTask,
     "guidance": GuidanceTask,
     "segments": SegmentsTask,
+    "reflow": ReflowTask,
 }
 
 
@@ -152,7 +154,7 @@ def _pools(options: DistillOptions, teacher: Teacher, first: bool, say: Callable
 
 def _levels(options: DistillOptions, teacher: Teacher) -> torch.Tensor:
     """Noise levels of the knots a student is trained at, rising; where it knows all of them, the highest alone."""
-    if options.method != "consistency":
+    if options.method not in ("consistency", "lcm-lora"):
         return torch.tensor([teacher.noise.sigma_max])
     return teacher.sigmas(torch.tensor(grid_times(knots(options), teacher.noise.times)))
 
