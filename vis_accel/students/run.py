@@ -2,7 +2,7 @@
 
 Order    what is quick to refuse comes first: options, the folder, the teacher; then the teacher's paths are sampled; then it trains.
 Output   pipeline/ (stock diffusers), addon.safetensors, grid.png, README.md, curve.png, history.json, options.json, pool.safetensors,
-         checkpoint.safetensors.
+         checkpoint.safetensors; of lcm-lora adapter/ too.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from vis_accel.students.task import StudentTask
 from vis_accel.students.teacher import Teacher, open_teacher
 from vis_accel.students.train_consistency import ConsistencyTask, knots
 from vis_accel.students.train_guidance import GuidanceTask
+from vis_accel.students.train_lora import LoraTask, targets
 from vis_accel.students.train_progressive import ProgressiveTask, Stage, stages
 from vis_accel.students.train_reflow import ReflowTask
 from vis_accel.students.train_segments import SegmentsTask, stops
@@ -37,6 +38,7 @@ _OPTIONS, _POOL = "options.json", "pool.safetensors"
 _HELD_OUT, _HELD_OUT_SEED = 256, 10**9
 _TASKS: dict[str, Callable[[DistillOptions, Teacher, pool.Pool, pool.Pool], StudentTask]] = {
     "consistency": ConsistencyTask,
+    "lcm-lora": LoraTask,
     "guidance": GuidanceTask,
     "segments": SegmentsTask,
     "reflow": ReflowTask,
@@ -81,6 +83,8 @@ def distill(options: DistillOptions, *, report: Callable[[str], None] = lambda l
     _record(options, first)
     teacher = _teacher(options)
     parts = stages(options, teacher.noise.prediction) if options.method in ("progressive", "cfg-aware") else ()
+    if options.method == "lcm-lora":
+        targets(options, teacher)
     examples, held_out = _pools(options, teacher, first, say)
     if options.batch > len(examples):
         raise UsageError(f"--batch {options.batch} is more than the {len(examples)} examples.", hint=f"--samples {options.batch}")
