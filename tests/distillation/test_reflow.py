@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from distillation import mixture
@@ -62,7 +64,7 @@ def run(network: object, starts: Tensor) -> tuple[Tensor, float]:
     """Ends of twelve steps, and the mean curvature of their paths."""
     points, images = [starts], []
     with torch.no_grad():
-        for s, t in zip(LEVELS, LEVELS[1:], strict=False):
+        for s, t in pairwise(LEVELS):
             here, there = (torch.full((len(starts),), level, dtype=torch.float64) for level in (s, t))
             images.append(network(points[-1], here))  # type: ignore[operator]
             points.append(space.ddim_step(points[-1], images[-1], here, there))

@@ -1,8 +1,8 @@
 """Reflow: a student whose paths are straight lines between the ends of its teacher's paths.
 
 Paper    Liu et al. 2022, arXiv:2209.03003, eq. 1 and Algorithm 1 with the coupling of a model's own flow (2-rectified flow).
-Pair     noise e and image x0 that one path of the teacher joins. In the paper's coordinates z = (1 - s) x0 + s e, s uniform over 0 .. 1, and
-         the network's velocity shall be e - x0, all along the line.
+Pair     noise e and image x0 that one path of the teacher joins. In the paper's coordinates z = (1 - s) x0 + s e, s uniform over 0 .. 1,
+         and the network's velocity shall be e - x0, all along the line.
 Space    with sigma = s / (1 - s) the line is x = x0 + sigma e at data scale 1, which is any network's input up to a factor, at the time of
          that noise level; and a D of any parametrisation stands for the velocity (z - D) / s = (x - (1 + sigma) D) / sigma. So the student
          keeps the network, its times and what it predicts: at the start it is its teacher. Straight in z is straight in x against sigma,

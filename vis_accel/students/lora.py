@@ -1,10 +1,10 @@
 """Adapters on a student's network through peft: which layers get them, the network with them in its weights, and the folder of them.
 
-LoRA     W + B A with B zero at the start (Hu et al. 2021, arXiv:2106.09685, eq. 3), alpha = r, which diffusers takes where a file says none.
+LoRA     W + B A with B zero at the start (Hu et al. 2021, arXiv:2106.09685, eq. 3); alpha = r, which diffusers takes where a file has none.
 Layers   linear ones and convolutions of one group, of these very classes: peft puts adapters on more than that (embeddings), and on
          subclasses, whose forward may be another. By default those inside the blocks that a transformer or U-Net of diffusers repeats.
-Kept     of a UNet2DConditionModel as diffusers keeps it, for `pipe.load_lora_weights(folder)`. DiTTransformer2DModel and UNet2DModel have no
-         such loader in diffusers (0.42: they are no PeftAdapterMixin, and their pipelines no LoraBaseMixin); theirs is peft's own folder,
+Kept     of a UNet2DConditionModel as diffusers keeps it, for `pipe.load_lora_weights(folder)`. For DiTTransformer2DModel and UNet2DModel
+         diffusers has no loader (0.42: they are no PeftAdapterMixin, nor are their pipelines a LoraBaseMixin); theirs is peft's own folder,
          for `peft.PeftModel.from_pretrained(pipe.transformer, folder)`. Float32, so that what is loaded has the same bits.
 Cost     memory of the optimiser falls with the rank; time does not, as the forward and most of the backward remain.
 """

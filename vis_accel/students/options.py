@@ -16,7 +16,7 @@ _CHANGES_NOTHING = ("output", "threads", "resume", "compile", "evaluations", "pa
 _CONSISTENT = ("consistency", "lcm-lora")
 _OF = {  # options that belong to some methods only, with their defaults
     "knots": _CONSISTENT, "solver": _CONSISTENT, "ends": _CONSISTENT, "target_decay": _CONSISTENT,
-    "rank": ("lcm-lora",), "targets": ("lcm-lora",),
+    "rank": ("lcm-lora",), "targets": ("lcm-lora",), "prompts": ("lcm-lora",),
     "student_steps": ("progressive", "cfg-aware", "segments", "reflow"), "teacher_steps": ("progressive", "cfg-aware"),
     "ancestral": ("segments",), "guided_share": ("cfg-aware",), "low": ("guidance", "cfg-aware"), "high": ("guidance", "cfg-aware"),
 }  # fmt: skip
@@ -30,6 +30,7 @@ class DistillOptions:
     output: Path  # folder for checkpoint, curve, grid, add-on and the student's pipeline
     method: str = "consistency"
     data: Path | None = None  # folder of CIFAR-10's layout; None: samples of the teacher itself
+    prompts: Path | None = None  # lcm-lora: of a text-to-image pipeline, a file with one a line
     samples: int = 20_000  # of the teacher, where there is no data
     sampler: str = "dpm(steps=12)"  # makes them
     guidance: float | None = None  # w that the student learns; None: the one on the model's card
@@ -83,6 +84,8 @@ class DistillOptions:
             raise UsageError(f"--low must be below --high; got {self.low} and {self.high}.")
         if self.method in ("segments", "reflow") and self.data is not None:
             raise UsageError(f"{self.method} learns the teacher's own paths, so it takes no --data.", hint="progressive does")
+        if self.prompts is not None and self.data is not None:
+            raise UsageError("--data has images of classes, and --prompts are for a pipeline of texts.", hint="leave out --data")
         if self.method == "cfg-aware" and self.guided_share == 0.0:
             object.__setattr__(self, "guided_share", 0.5)
         defaults = {spec.name: spec.default for spec in fields(self)}

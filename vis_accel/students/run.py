@@ -21,7 +21,7 @@ from vis_accel.checkpoint import read_checkpoint
 from vis_accel.distillation.consistency import grid_times
 from vis_accel.errors import RunError, UsageError
 from vis_accel.files import write_atomic
-from vis_accel.students import pool
+from vis_accel.students import pool, prompts
 from vis_accel.students.options import DistillOptions
 from vis_accel.students.task import StudentTask
 from vis_accel.students.teacher import Teacher, open_teacher
@@ -122,7 +122,7 @@ def _teacher(options: DistillOptions) -> Teacher:
     pipeline = load(options.model)
     if not hasattr(pipeline, "scheduler"):
         raise UsageError(f"{options.model} is no diffusion pipeline: it has no steps to save.")
-    return open_teacher(pipeline, guidance)
+    return open_teacher(pipeline, guidance, prompts.read(options.prompts))
 
 
 def _pools(options: DistillOptions, teacher: Teacher, first: bool, say: Callable[[str], None]) -> tuple[pool.Pool, pool.Pool]:
@@ -152,6 +152,8 @@ def _pools(options: DistillOptions, teacher: Teacher, first: bool, say: Callable
         "sampler": options.sampler,
     }
     facts |= {"seed": options.seed, "sigmas": sigmas.tolist()} | ({"through": through} if through else {})
+    if teacher.prompts:
+        facts["prompts"] = teacher.prompts
     with PartialState().main_process_first():  # the others read what the first wrote
         return pool.kept(options.output / _POOL, facts, make), held_out
 

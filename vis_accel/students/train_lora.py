@@ -2,6 +2,7 @@
 
 Trained  the matrices A and B of each layer's adapter and nothing else; the rest of the network is the teacher's and stays it. Batches,
          targets and loss are those of `train_consistency`; the guidance is the teacher's pinned one, in the adapters.
+Text     a StableDiffusionPipeline is a teacher too, with prompts in the place of classes (prompts.py); it gets no add-on.
 Kept     adapter/ beside what other students leave (`vis_accel.students.lora`); pipeline/ and the add-on have the adapters in their weights.
 Differs  from the paper's code: knots, pseudo-Huber and known ends of paths as in `train_consistency`; alpha = r.
 Cost     `train_consistency`'s, and two thin products a layer.
@@ -56,6 +57,11 @@ class LoraTask(ConsistencyTask):
         """Writes the adapters, and what every student leaves."""
         lora.save_adapter(model, folder / "adapter", self.teacher.pipeline)
         super().export(model, folder)
+
+    def save_addon(self, model: nn.Module, path: Path) -> None:
+        """As for other students; of a text-to-image pipeline nothing, as `distilled` halves the rows of class-conditional ones alone."""
+        if not self.teacher.prompts:
+            super().save_addon(model, path)
 
     def addon(self) -> tuple[str, dict[str, Any]]:
         method, facts = super().addon()
