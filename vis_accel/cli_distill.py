@@ -70,12 +70,12 @@ def distill(
     from vis_accel.students.options import DistillOptions
 
     options = DistillOptions(
-        model=model, method=method.value, output=output or Path("runs") / f"{Path(model).name}-{method.value}", data=data, prompts=prompts,
-        samples=samples, sampler=sampler, guidance=guidance, low=low, high=high, knots=knots,
-        solver=None if solver is None else solver.value, ends=ends, target_decay=target_decay,
-        rank=rank, targets=targets, ancestral=ancestral, student_steps=student_steps, teacher_steps=teacher_steps, guided_share=guided_share,
-        dropout=dropout, steps=steps, batch=batch, learning_rate=learning_rate, ema_decay=ema_decay, evaluations=evaluations, patience=patience, seed=seed, precision=precision, compile=compile, threads=threads,
-        resume=resume,
+        model=model, method=method.value, output=output or Path("runs") / f"{Path(model).name}-{method.value}", data=data,
+        prompts=prompts, samples=samples, sampler=sampler, guidance=guidance, low=low, high=high, knots=knots,
+        solver=None if solver is None else solver.value, ends=ends, target_decay=target_decay, rank=rank, targets=targets,
+        ancestral=ancestral, student_steps=student_steps, teacher_steps=teacher_steps, guided_share=guided_share, dropout=dropout,
+        steps=steps, batch=batch, learning_rate=learning_rate, ema_decay=ema_decay, evaluations=evaluations, patience=patience, seed=seed,
+        precision=precision, compile=compile, threads=threads, resume=resume,
     )  # fmt: skip
     from vis_accel.students.run import distill as run
 
