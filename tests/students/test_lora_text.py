@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vis_accel import load
 from vis_accel.errors import DataError, NotApplicableError, UsageError
 from vis_accel.students import DistillOptions, distill, lora, prompts
+from vis_accel.students.pool import again, sampled
 from vis_accel.students.teacher import open_teacher
 
 TEXTS = ("a dog", "a cat", "the sea")
@@ -153,3 +154,23 @@ def test_what_is_no_teacher_of_texts_is_refused(asked: DistillOptions, folders: 
     with pytest.raises(NotApplicableError, match="no text encoder"):
         open_teacher(pipe, GUIDANCE, TEXTS)
     assert isinstance(pipe.unet, nn.Module)
+
+
+def test_large_samples_come_in_smaller_batches_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = open_teacher(tiny_text(), GUIDANCE, TEXTS)
+    rows: list[int] = []
+    teacher.network.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    whole = sampled(teacher, 7, sampler="ddim(steps=2, schedule='trailing')")
+    assert rows == [14, 14]
+    rows.clear()
+    monkeypatch.setattr("vis_accel.students.pool._NUMBERS", 3 * 4 * 8 * 8)
+    parts = sampled(teacher, 7, sampler="ddim(steps=2, schedule='trailing')")
+    assert rows == [6, 6, 6, 6, 2, 2]
+    assert whole.starts is not None
+    assert parts.starts is not None
+    assert torch.equal(parts.starts, whole.starts)
+    assert torch.equal(parts.labels, whole.labels)
+    assert (parts.ends - whole.ends).norm() < 0.05 * whole.ends.norm()
+    rows.clear()
+    again(teacher, whole, teacher.sigmas(torch.tensor([0, 499, 999])), sampler="ddim(steps=2, schedule='trailing')")
+    assert max(rows) == 6
