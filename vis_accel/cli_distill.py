@@ -15,10 +15,12 @@ class Kind(str, enum.Enum):
     """How the student learns."""
 
     consistency = "consistency"
+    lcm_lora = "lcm-lora"
     guidance = "guidance"
     progressive = "progressive"
     cfg_aware = "cfg-aware"
     segments = "segments"
+    reflow = "reflow"
 
 
 class Step(str, enum.Enum):
@@ -33,17 +35,22 @@ def distill(
     method: Annotated[Kind, typer.Option("--method", help="How the student learns.")] = Kind.consistency,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: runs/MODEL-METHOD.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Folder with train/CLASS/*. Default: samples of the teacher.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="lcm-lora: of a text-to-image pipeline, one a line.")] = None,
     samples: Annotated[int, typer.Option("--samples", help="Of the teacher, where there is no data.")] = 20_000,
     sampler: Annotated[str, typer.Option("--sampler", help="Makes them: a recipe with its steps.")] = "dpm(steps=12)",
     guidance: Annotated[float | None, typer.Option("--guidance", help="Scale the student learns. Default: the model card's.")] = None,
     low: Annotated[float, typer.Option("--low", help="guidance: the smallest scale the student takes.")] = 1.0,
     high: Annotated[float, typer.Option("--high", help="guidance: the largest.")] = 8.0,
-    knots: Annotated[int | None, typer.Option("--knots", help="consistency: noise levels it is trained at. Default: 25.")] = None,
+    knots: Annotated[int | None, typer.Option("--knots", help="consistency: its noise levels. Default: 25.")] = None,
     solver: Annotated[Step | None, typer.Option("--solver", help="consistency: the teacher's step. Default: ddim on latents.")] = None,
     ends: Annotated[float | None, typer.Option("--ends", help="consistency: share that learns whole paths. Default: 0.5.")] = None,
     target_decay: Annotated[float | None, typer.Option("--target-decay", help="consistency: of the target. Default: 0.95.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", help="lcm-lora: of the adapters. Default: 16.")] = None,
+    targets: Annotated[str | None, typer.Option("--targets", help="lcm-lora: expression of layers. Default: of the blocks.")] = None,
     ancestral: Annotated[bool | None, typer.Option("--ancestral/--no-ancestral", help="segments: fresh noise between the steps.")] = None,
-    student_steps: Annotated[int | None, typer.Option("--student-steps", help="progressive, segments: in the end. Default: 4.")] = None,
+    student_steps: Annotated[
+        int | None, typer.Option("--student-steps", help="progressive, segments, reflow: in the end. Default: 4.")
+    ] = None,
     teacher_steps: Annotated[int | None, typer.Option("--teacher-steps", help="progressive: at first. Default: four times that.")] = None,
     guided_share: Annotated[float, typer.Option("--guided-share", help="cfg-aware: of the batches. Default: 0.5.")] = 0.0,
     dropout: Annotated[float, typer.Option("--dropout", help="Of the student, if its network has any.")] = 0.0,
@@ -63,12 +70,12 @@ def distill(
     from vis_accel.students.options import DistillOptions
 
     options = DistillOptions(
-        model=model, method=method.value, output=output or Path("runs") / f"{Path(model).name}-{method.value}", data=data, samples=samples,
-        sampler=sampler, guidance=guidance, low=low, high=high, knots=knots, solver=None if solver is None else solver.value, ends=ends,
-        target_decay=target_decay, ancestral=ancestral, student_steps=student_steps, teacher_steps=teacher_steps, guided_share=guided_share,
-        dropout=dropout, steps=steps, batch=batch, learning_rate=learning_rate,
-        ema_decay=ema_decay, evaluations=evaluations, patience=patience, seed=seed, precision=precision, compile=compile, threads=threads,
-        resume=resume,
+        model=model, method=method.value, output=output or Path("runs") / f"{Path(model).name}-{method.value}", data=data,
+        prompts=prompts, samples=samples, sampler=sampler, guidance=guidance, low=low, high=high, knots=knots,
+        solver=None if solver is None else solver.value, ends=ends, target_decay=target_decay, rank=rank, targets=targets,
+        ancestral=ancestral, student_steps=student_steps, teacher_steps=teacher_steps, guided_share=guided_share, dropout=dropout,
+        steps=steps, batch=batch, learning_rate=learning_rate, ema_decay=ema_decay, evaluations=evaluations, patience=patience, seed=seed,
+        precision=precision, compile=compile, threads=threads, resume=resume,
     )  # fmt: skip
     from vis_accel.students.run import distill as run
 

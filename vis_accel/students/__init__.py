@@ -5,6 +5,7 @@
 options.py   what may be asked for                         teacher.py   a pipeline as a guided denoiser, and copies of it to be trained
 pool.py      the images that are noised: sampled or read   run.py       `distill`
 task.py      what all students share                       train_*.py   one method each, for the one trainer
+prompts.py   texts in the place of classes                 lora.py      adapters: where they go, and the file of them
 
 The mathematics is in `vis_accel.distillation`; distilled.py puts a trained student on a pipeline.
 """

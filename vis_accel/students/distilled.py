@@ -1,11 +1,11 @@
 """A few-step student in the place of the pipeline's network, with the sampler it was trained for.
 
 Source   Song et al. 2023, arXiv:2303.01469; Luo et al. 2023, arXiv:2310.04378. Trained by `vis-accel distill --method consistency`, or
-         `progressive` (Salimans and Ho 2022, arXiv:2202.00512) or `segments`.
+         `lcm-lora`, `progressive` (Salimans and Ho 2022, arXiv:2202.00512), `segments` or `reflow` (Liu et al. 2022, arXiv:2209.03003).
 Weights  what the student's differ by from the model's, found by the model's hash (`vis_accel.addons`).
 Sampler  is the student's: of a consistency student its multi-step rule, any number of steps up to its knots; of a progressive one, or one
-         of segments, DDIM over exactly the steps it was trained for, with fresh noise or without as it was trained. Another sampler beside
-         it is a conflict.
+         of segments, DDIM over exactly the steps it was trained for, with fresh noise or without as it was trained; of a reflowed one DDIM
+         over any number of steps. Another sampler beside it is a conflict.
 Guidance is in the weights: a call evaluates one row an image where the pipeline stacks two, and a call with another scale is refused.
 Cost     `steps` calls, a row each.
 """
@@ -67,6 +67,8 @@ class Distilled(Method):
         solver, noise = self._solver(found, view.noise), view.noise
         if prediction := found.facts.get("prediction"):  # a student of a network that predicted the noise may predict v
             noise = replace(noise, prediction=prediction)
+        if found.facts.get("student") == "reflow":  # a clipped image would bend its paths
+            noise = replace(noise, clip=None)
         with Handle.building(target, str(self)) as handle:
             addons.swap_parameters(handle, view.denoiser, found.tensors)
             view.install_scheduler(handle, SolverScheduler(solver, noise, target.scheduler, target))
@@ -93,6 +95,10 @@ class Distilled(Method):
             if self.fresh != 1:
                 raise self.refused("fresh", f"belongs to consistency students; {found.name} is a progressive one")
             return Ddim(steps=trained, schedule="trailing", eta=float(found.facts.get("eta", 0.0)))
+        if kind == "reflow":
+            if self.fresh != 1:
+                raise self.refused("fresh", f"belongs to consistency students; {found.name} is a reflowed one")
+            return Ddim(steps=self.steps, schedule="trailing")
         if kind != "consistency":
             raise DataError(f"{found.name} is a student of the kind {kind}, which this version does not know.", hint="a newer vis-accel")
         return self._consistency(found, noise)

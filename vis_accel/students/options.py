@@ -10,12 +10,14 @@ from vis_accel.errors import UnknownNameError, UsageError, shown
 
 __all__ = ["METHODS", "DistillOptions"]
 
-METHODS = ("consistency", "guidance", "progressive", "cfg-aware", "segments")
+METHODS = ("consistency", "lcm-lora", "guidance", "progressive", "cfg-aware", "segments", "reflow")
 SOLVERS = ("ddim", "heun")
 _CHANGES_NOTHING = ("output", "threads", "resume", "compile", "evaluations", "patience")  # of the result, apart from its length
+_CONSISTENT = ("consistency", "lcm-lora")
 _OF = {  # options that belong to some methods only, with their defaults
-    "knots": ("consistency",), "solver": ("consistency",), "ends": ("consistency",), "target_decay": ("consistency",),
-    "student_steps": ("progressive", "cfg-aware", "segments"), "teacher_steps": ("progressive", "cfg-aware"),
+    "knots": _CONSISTENT, "solver": _CONSISTENT, "ends": _CONSISTENT, "target_decay": _CONSISTENT,
+    "rank": ("lcm-lora",), "targets": ("lcm-lora",), "prompts": ("lcm-lora",),
+    "student_steps": ("progressive", "cfg-aware", "segments", "reflow"), "teacher_steps": ("progressive", "cfg-aware"),
     "ancestral": ("segments",), "guided_share": ("cfg-aware",), "low": ("guidance", "cfg-aware"), "high": ("guidance", "cfg-aware"),
 }  # fmt: skip
 
@@ -28,6 +30,7 @@ class DistillOptions:
     output: Path  # folder for checkpoint, curve, grid, add-on and the student's pipeline
     method: str = "consistency"
     data: Path | None = None  # folder of CIFAR-10's layout; None: samples of the teacher itself
+    prompts: Path | None = None  # lcm-lora: of a text-to-image pipeline, a file with one a line
     samples: int = 20_000  # of the teacher, where there is no data
     sampler: str = "dpm(steps=12)"  # makes them
     guidance: float | None = None  # w that the student learns; None: the one on the model's card
@@ -37,8 +40,10 @@ class DistillOptions:
     solver: str | None = None  # consistency: the teacher's step; None: ddim on latents, heun on pixels
     ends: float | None = None  # consistency: share of the batch that learns the ends of the teacher's sampled paths; None: 0.5
     target_decay: float | None = None  # consistency: of the target network; None: 0.95
+    rank: int | None = None  # lcm-lora: of the adapters; None: 16
+    targets: str | None = None  # lcm-lora: regular expression of the layers that get them; None: those of the blocks
     ancestral: bool | None = None  # segments: whether the student is sampled with fresh noise between its steps; None: True
-    student_steps: int | None = None  # progressive, segments: of the student in the end; None: 4
+    student_steps: int | None = None  # progressive, segments: of the student in the end; reflow: of its score; None: 4
     teacher_steps: int | None = None  # progressive: of the teacher, the student's times a power of two; None: four times as many
     guided_share: float = 0.0  # cfg-aware: of the batches that are guided; 0.5 unless it is given
     dropout: float = 0.0  # of the student, if its network has any
@@ -66,7 +71,7 @@ class DistillOptions:
                 raise UnknownNameError.of(f"--{name}", str(value), allowed)
         ranges = (
             ("samples", 16, 10**8), ("guidance", 1, 100), ("low", 1, 100), ("high", 1, 100), ("knots", 2, 1000), ("ends", 0, 1),
-            ("target_decay", 0, 0.9999), ("student_steps", 1, 4096), ("teacher_steps", 2, 4096),
+            ("target_decay", 0, 0.9999), ("rank", 1, 4096), ("student_steps", 1, 4096), ("teacher_steps", 2, 4096),
             ("guided_share", 0, 1), ("dropout", 0, 0.9), ("steps", 1, 10**8), ("batch", 1, 10**6),
             ("learning_rate", 1e-9, 1), ("ema_decay", 0, 0.99999), ("evaluations", 0, 10**6), ("patience", 1, 10**6),
             ("seed", 0, 2**31 - 1), ("threads", 1, 4096),
@@ -77,8 +82,10 @@ class DistillOptions:
                 raise UsageError(f"--{name.replace('_', '-')} must be {low:g} .. {high:g}; got {shown(value)}.")
         if self.low >= self.high:
             raise UsageError(f"--low must be below --high; got {self.low} and {self.high}.")
-        if self.method == "segments" and self.data is not None:
-            raise UsageError("segments learns the teacher's own paths, so it takes no --data.", hint="progressive does")
+        if self.method in ("segments", "reflow") and self.data is not None:
+            raise UsageError(f"{self.method} learns the teacher's own paths, so it takes no --data.", hint="progressive does")
+        if self.prompts is not None and self.data is not None:
+            raise UsageError("--data has images of classes, and --prompts are for a pipeline of texts.", hint="leave out --data")
         if self.method == "cfg-aware" and self.guided_share == 0.0:
             object.__setattr__(self, "guided_share", 0.5)
         defaults = {spec.name: spec.default for spec in fields(self)}

@@ -12,6 +12,7 @@ Images   encoded once, mirror images too. Of CIFAR-10's layout (DIR/train/CLASS/
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from vis_accel.students.teacher import Teacher
 __all__ = ["Pool", "again", "kept", "of_images", "sampled", "solver_of"]
 
 _BATCH = 128
+_NUMBERS = 2**19  # of a batch, where samples are large
 _APART = 0.9  # the first of a path's later knots is that much below its start, or lower
 _PURE = 0.99  # of the largest noise level
 
@@ -91,8 +93,9 @@ def sampled(
         raise UsageError(f"{sampler} starts at sigma = {knots[0]:.3g}, not from pure noise.", hint="schedule='karras' or 'trailing'")
     labels = torch.arange(count) % max(1, teacher.classes)
     starts, ends, states = [], [], []
-    for at in range(0, count, _BATCH):
-        rows = range(at, min(at + _BATCH, count))
+    batch = max(1, min(_BATCH, _NUMBERS // math.prod(teacher.shape)))
+    for at in range(0, count, batch):
+        rows = range(at, min(at + batch, count))
         noise = torch.stack([torch.randn(teacher.shape, generator=torch.Generator().manual_seed(seed + row)) for row in rows])
         starts.append(noise / teacher.noise.alpha(knots[0]))
         passed: dict[float, Tensor] = {}
@@ -100,7 +103,7 @@ def sampled(
         if missed := [level for level in through if level not in passed]:
             raise UsageError(f"{sampler} passes sigma = {missed[0]:.3g} without stopping there.", hint="--sampler 'dpm(steps=12)'")
         states += [torch.stack([passed[level] for level in through], dim=1)] if through else []
-        if at // _BATCH % 20 == 0:
+        if at // batch % 20 == 0:
             report(f"teacher's paths: {rows.stop} of {count}")
     inner = torch.cat(states) if through else None
     return Pool(torch.cat(ends), labels, torch.cat(starts), torch.full((count,), place), inner)
@@ -125,7 +128,8 @@ def again(
     order = torch.randperm(len(pool), generator=generator)
     starts, ends, places = [], [], []
     inner = len(sigmas) - 2
-    for turn, rows in enumerate(order.split(min(_BATCH, -(-len(pool) // inner)))):  # every knot gets its share of a small pool too
+    batch = max(1, min(_BATCH, _NUMBERS // math.prod(teacher.shape)))
+    for turn, rows in enumerate(order.split(min(batch, -(-len(pool) // inner)))):  # every knot gets its share of a small pool too
         place = 1 + turn % inner
         sigma = float(sigmas[place])
         x = pool.ends[rows] + sigma * torch.randn(len(rows), *teacher.shape, generator=generator)

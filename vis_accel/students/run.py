@@ -2,7 +2,7 @@
 
 Order    what is quick to refuse comes first: options, the folder, the teacher; then the teacher's paths are sampled; then it trains.
 Output   pipeline/ (stock diffusers), addon.safetensors, grid.png, README.md, curve.png, history.json, options.json, pool.safetensors,
-         checkpoint.safetensors.
+         checkpoint.safetensors; of lcm-lora adapter/ too.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from vis_accel.checkpoint import read_checkpoint
 from vis_accel.distillation.consistency import grid_times
 from vis_accel.errors import RunError, UsageError
 from vis_accel.files import write_atomic
-from vis_accel.students import pool
+from vis_accel.students import pool, prompts
 from vis_accel.students.options import DistillOptions
 from vis_accel.students.task import StudentTask
 from vis_accel.students.teacher import Teacher, open_teacher
 from vis_accel.students.train_consistency import ConsistencyTask, knots
 from vis_accel.students.train_guidance import GuidanceTask
+from vis_accel.students.train_lora import LoraTask, targets
 from vis_accel.students.train_progressive import ProgressiveTask, Stage, stages
+from vis_accel.students.train_reflow import ReflowTask
 from vis_accel.students.train_segments import SegmentsTask, stops
 
 __all__ = ["Distilled", "distill"]
@@ -36,8 +38,10 @@ _OPTIONS, _POOL = "options.json", "pool.safetensors"
 _HELD_OUT, _HELD_OUT_SEED = 256, 10**9
 _TASKS: dict[str, Callable[[DistillOptions, Teacher, pool.Pool, pool.Pool], StudentTask]] = {
     "consistency": ConsistencyTask,
+    "lcm-lora": LoraTask,
     "guidance": GuidanceTask,
     "segments": SegmentsTask,
+    "reflow": ReflowTask,
 }
 
 
@@ -79,6 +83,8 @@ def distill(options: DistillOptions, *, report: Callable[[str], None] = lambda l
     _record(options, first)
     teacher = _teacher(options)
     parts = stages(options, teacher.noise.prediction) if options.method in ("progressive", "cfg-aware") else ()
+    if options.method == "lcm-lora":
+        targets(options, teacher)
     examples, held_out = _pools(options, teacher, first, say)
     if options.batch > len(examples):
         raise UsageError(f"--batch {options.batch} is more than the {len(examples)} examples.", hint=f"--samples {options.batch}")
@@ -116,7 +122,7 @@ def _teacher(options: DistillOptions) -> Teacher:
     pipeline = load(options.model)
     if not hasattr(pipeline, "scheduler"):
         raise UsageError(f"{options.model} is no diffusion pipeline: it has no steps to save.")
-    return open_teacher(pipeline, guidance)
+    return open_teacher(pipeline, guidance, prompts.read(options.prompts))
 
 
 def _pools(options: DistillOptions, teacher: Teacher, first: bool, say: Callable[[str], None]) -> tuple[pool.Pool, pool.Pool]:
@@ -146,13 +152,15 @@ def _pools(options: DistillOptions, teacher: Teacher, first: bool, say: Callable
         "sampler": options.sampler,
     }
     facts |= {"seed": options.seed, "sigmas": sigmas.tolist()} | ({"through": through} if through else {})
+    if teacher.prompts:
+        facts["prompts"] = teacher.prompts
     with PartialState().main_process_first():  # the others read what the first wrote
         return pool.kept(options.output / _POOL, facts, make), held_out
 
 
 def _levels(options: DistillOptions, teacher: Teacher) -> torch.Tensor:
     """Noise levels of the knots a student is trained at, rising; where it knows all of them, the highest alone."""
-    if options.method != "consistency":
+    if options.method not in ("consistency", "lcm-lora"):
         return torch.tensor([teacher.noise.sigma_max])
     return teacher.sigmas(torch.tensor(grid_times(knots(options), teacher.noise.times)))
 

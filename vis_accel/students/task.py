@@ -27,6 +27,7 @@ from vis_accel.students.teacher import Teacher
 __all__ = ["StudentTask"]
 
 _ROWS = 10  # of the grid, and columns
+_TEXT_ROWS = 2  # of large images
 
 
 class StudentTask(ABC):
@@ -92,9 +93,11 @@ class StudentTask(ABC):
         """What the picture shows."""
 
     def class_rows(self, steps: int) -> Job:
-        """Ten samples of each of ten classes, a class a row, unguided: guidance is in the weights."""
+        """Ten samples of each of ten classes, a class a row, or one of each of the first prompts; unguided: guidance is in the weights."""
         if not self.teacher.classes:
             return Job(steps=steps)
+        if self.teacher.prompts:
+            return Job(prompts=self.teacher.prompts[: _TEXT_ROWS**2], guidance_scale=1.0, steps=steps)
         labels = tuple(row * self.teacher.classes // _ROWS for row in range(_ROWS) for _ in range(_ROWS))
         return Job(class_labels=labels, guidance_scale=1.0, steps=steps)
 
@@ -130,9 +133,10 @@ class StudentTask(ABC):
 
         self.save_addon(model, folder / "addon.safetensors")
         pipeline = self.pipeline(model)
+        side = _TEXT_ROWS if self.teacher.prompts else _ROWS
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # schedulers of diffusers draw from the global generator where the pipeline gives them none
-            save_grid(pipeline, folder / "grid.png", self.grid_job(), rows=_ROWS, columns=_ROWS)
+            save_grid(pipeline, folder / "grid.png", self.grid_job(), rows=side, columns=side)
         save_pipeline(pipeline, folder / "pipeline")
 
     def save_addon(self, model: nn.Module, path: Path) -> None:
@@ -151,6 +155,9 @@ class StudentTask(ABC):
         """A stock pipeline with the student's network."""
         old = self.teacher.pipeline
         network = self.network(model)
+        if self.teacher.prompts:
+            parts = old.components | {"unet": network, "scheduler": self.scheduler()}
+            return type(old)(**parts, requires_safety_checker=old.config.requires_safety_checker)
         if not self.teacher.classes:
             return type(old)(unet=network, scheduler=self.scheduler())
         names = {index: name for name, index in (old.labels or {}).items()} or None

@@ -1,7 +1,8 @@
 """A pipeline as a teacher: its denoiser with guidance, in the solvers' space, a noise level for each row.
 
 Pipelines   class-conditional ones whose network takes `timestep` and `class_labels` (DiTPipeline), and unconditional ones (DDPMPipeline,
-            DDIMPipeline). Their noise must be variance-preserving over discrete times; a flow model is refused.
+            DDIMPipeline); StableDiffusionPipeline with prompts in the place of classes (prompts.py). Their noise must be
+            variance-preserving over discrete times; a flow model is refused.
 Guidance    both halves in one call of twice the rows, the unconditional one with the pipeline's null class.
 Copies      a student is a copy with every dropout off, and so is its class embedding's own: a diffusers class embedding drops labels in
             training mode, in each block another one, and would teach the student to ignore its class.
@@ -21,6 +22,7 @@ from vis_accel.distillation import space
 from vis_accel.errors import NotApplicableError, UsageError
 from vis_accel.pipelines import PipelineView, view
 from vis_accel.samplers.noise import NoiseModel
+from vis_accel.students import prompts
 from vis_accel.students.halves import NULL_CLASS
 
 __all__ = ["Teacher", "open_teacher", "without_dropout"]
@@ -39,6 +41,8 @@ class Teacher:
         noise: what it was trained on.
         classes: how many there are; 0: it is unconditional.
         guidance: w; None: it is not guided.
+        prompts: what its classes are, if they are texts.
+        text: the prompts, encoded ((classes + 1) x tokens x width), the last for none; None: it takes no text.
     """
 
     pipeline: Any
@@ -46,6 +50,8 @@ class Teacher:
     noise: NoiseModel
     classes: int
     guidance: float | None
+    prompts: tuple[str, ...] = ()
+    text: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -56,7 +62,7 @@ class Teacher:
     @property
     def null(self) -> int:
         """The class that stands for none."""
-        return NULL_CLASS
+        return NULL_CLASS if self.text is None else self.classes
 
     @property
     def latent(self) -> bool:
@@ -77,7 +83,9 @@ class Teacher:
             labels: classes (B); not looked at by an unconditional network.
         """
         sample = space.along(space.alpha(sigma), x) * x
-        if self.classes:
+        if self.text is not None:
+            found = network(sample, times, encoder_hidden_states=self.text.to(x.device)[labels], return_dict=False)[0]
+        elif self.classes:
             found = network(sample, timestep=times, class_labels=labels, return_dict=False)[0]
         else:
             found = network(sample, times, return_dict=False)[0]
@@ -111,19 +119,22 @@ class Teacher:
         return without_dropout(copy.deepcopy(self.network)).requires_grad_(True)
 
 
-def open_teacher(pipeline: Any, guidance: float | None) -> Teacher:
+def open_teacher(pipeline: Any, guidance: float | None, asked: tuple[str, ...] = ()) -> Teacher:
     """A pipeline as a teacher.
 
     Args:
         pipeline: of diffusers.
         guidance: w; None for an unconditional pipeline.
+        asked: prompts, for a text-to-image pipeline.
 
     Raises:
-        NotApplicableError: a pipeline of another kind, a flow model, or one that starts from pure noise and predicts it.
+        NotApplicableError: a pipeline of another kind, a text-to-image one without prompts, a flow model, or one that starts from pure
+            noise and predicts it.
         UsageError: guidance that the pipeline does not have, or none where it has.
     """
     found = view(pipeline)
-    classes = _classes(found)
+    text = prompts.encoded(pipeline, asked)
+    classes = _classes(found) if text is None else len(asked)
     noise = found.noise
     if noise.kind != "vp":
         raise NotApplicableError(
@@ -137,7 +148,7 @@ def open_teacher(pipeline: Any, guidance: float | None) -> Teacher:
     if classes and guidance is None:
         raise UsageError(f"Which guidance shall the student of {found.name} have?", hint="--guidance 5")
     network = without_dropout(found.denoiser).eval().requires_grad_(False)
-    return Teacher(pipeline, network, noise, classes, guidance)
+    return Teacher(pipeline, network, noise, classes, guidance, asked, text)
 
 
 def without_dropout(network: nn.Module) -> nn.Module:

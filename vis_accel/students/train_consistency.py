@@ -38,8 +38,8 @@ class ConsistencyTask(StudentTask):
         as `StudentTask`.
     """
 
-    def __init__(self, options: DistillOptions, teacher: Teacher, pool: Pool, held_out: Pool) -> None:
-        super().__init__(options, teacher, pool, held_out)
+    def __init__(self, options: DistillOptions, teacher: Teacher, pool: Pool, held_out: Pool, model: nn.Module | None = None) -> None:
+        super().__init__(options, teacher, pool, held_out, model)
         self.knots = knots(options)
         self.times = torch.tensor(consistency.grid_times(self.knots, teacher.noise.times))
         self.sigmas = teacher.sigmas(self.times)

@@ -31,15 +31,23 @@ def save_module(module: nn.Module, path: Path, dtype: torch.dtype = torch.bfloat
 def save_pipeline(pipeline: Any, folder: Path) -> None:
     """Writes a pipeline as a diffusers folder in bfloat16, without the paths its parts were loaded from.
 
-    The pipeline is in float32 again afterwards, its weights rounded.
+    The pipeline is in float32 again afterwards, its weights rounded. Text encoders stay as they are: by default transformers loads the
+    type in the file and diffusers float32, and the two would not meet.
     """
-    pipeline.to(torch.bfloat16)
+    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module) and not _of_transformers(part)]
+    for part in parts:
+        part.to(torch.bfloat16)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    pipeline.to(torch.float32)
+    for part in parts:
+        part.to(torch.float32)
     for path in folder.glob("*/config.json"):
         config = json.loads(path.read_text())
         if config.pop("_name_or_path", None) is not None:
             write_atomic(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _of_transformers(part: nn.Module) -> bool:
+    return type(part).__module__.startswith("transformers.")
 
 
 def save_grid(pipeline: Any, path: Path, job: Job, *, rows: int = 10, columns: int = 10) -> None:
