@@ -39,7 +39,9 @@ ROWS = (
     "q-diffusion(weights=4, rounding='nearest', ranges='by-step', split=False)",
     "q-diffusion(weights=4, ranges='by-step', split=False)",
     "q-diffusion(weights=4)",
+    "efficientdm",
     "q-diffusion(weights=4, activations=4)",
+    "efficientdm(activations=4)",
     "q-diffusion(weights=4, activations=4, ranges='static')",
     "q-diffusion(weights=4, activations=4, split=False)",
     PLAIN.format(w=8),
@@ -167,6 +169,8 @@ def main(model: str, only: list[str]) -> None:
     alone = {f"{row}, calibrated on call {call}": (row, call) for row, calls in ALONE for call in calls}
     for row in only or (*ROWS, *alone):
         recipe, call = alone.get(row, (row, None))
+        if call is not None:  # what was kept of a calibration on all calls is another
+            recipe = f"{recipe[:-1]}, fresh=True)"
         with nullcontext() if call is None else only_call(call):
             handle = accelerate(pipeline, f"{SAMPLER} + {recipe}", calibration=job)
         with handle:

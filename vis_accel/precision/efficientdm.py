@@ -104,8 +104,8 @@ class EfficientDm(RoundedRun):
 
     weights: Literal[8, 6, 4] = option(4, "the bits of a weight")
     rank: int = option(32, "of the matrix that moves a layer's weight", low=1)
-    iterations: int = option(500, "the number of optimiser steps", low=1)
-    rate: float = option(0.01, "how far a step moves a weight, in steps of its rounding", above=0)
+    iterations: int = option(1000, "the number of optimiser steps", low=1)
+    rate: float = option(0.02, "how far a step moves a weight, in steps of its rounding", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -84,36 +84,44 @@ class Multistep(Solver):
         return denoised if self.integrates_data else (x - denoised) / s
 
     def _step(self, x: Tensor, t: float, nodes: Sequence[Node]) -> Tensor:
-        s, m0 = nodes[0]
-        h = math.log(s / t)
-        z = -h if self.integrates_data else h
-        increment = phi(1, z) * m0
-        d1, d2 = derivatives(h, nodes)
-        if d2 is not None and self.third == "published":
-            d2 = d2 / 2  # of this term alone: D1 keeps its whole correction
-        if d1 is not None:
-            increment = increment + (phi(1, z) / 2 if d2 is None else phi(2, z)) * d1
-        if d2 is not None:
-            increment = increment + phi(3, z) * d2
-        return t / s * x + h * increment if self.integrates_data else x - t * h * increment
+        s, h = nodes[0][0], math.log(nodes[0][0] / t)
+        weights = expansion(-h if self.integrates_data else h, t, [node[0] for node in nodes], published=self.third == "published")
+        scale = h if self.integrates_data else -t * h
+        return combined(t / s if self.integrates_data else 1.0, x, [scale * w for w in weights], nodes)
 
 
-def derivatives(h: float, nodes: Sequence[Node]) -> tuple[Tensor | None, Tensor | None]:
-    """D1 and D2, in units of h, at the first of one to three nodes (newest first): None for what they do not determine."""
-    if len(nodes) == 1:
-        return None, None
-    u = _slope(h, nodes[0], nodes[1])
-    if len(nodes) == 2:
-        return u, None
-    v = _slope(h, nodes[1], nodes[2])
-    r0, r1 = (math.log(nodes[k + 1][0] / nodes[k][0]) / h for k in (0, 1))
-    d2 = (2 / (r0 + r1)) * (u - v)
-    return u + r0 / 2 * d2, d2
+def expansion(z: float, t: float, levels: Sequence[float], *, published: bool = False) -> list[float]:
+    """What each node's value counts in the integral of exp(z ...) m over a step, in units of its length h = log(s / t).
+
+    With D1, D2 the derivatives at s of the polynomial through the nodes, by divided differences in units of h:
+        phi_1(z) m_0 + phi_2(z) D1 + phi_3(z) D2,    with two nodes phi_1(z) / 2 in the place of phi_2 (the papers' choice).
+
+    Args:
+        z: the exponent at the step's end.
+        t: where the step ends.
+        levels: the nodes' noise levels, the newest (s) first, one to three.
+        published: halves D2 in its own term, as the papers' code has it.
+    """
+    h, first = math.log(levels[0] / t), phi(1, z)
+    if len(levels) == 1:
+        return [first]
+    a = h / math.log(levels[1] / levels[0])  # u = a (m_0 - m_1)
+    if len(levels) == 2:
+        return [first + first / 2 * a, -first / 2 * a]
+    b = h / math.log(levels[2] / levels[1])  # v = b (m_1 - m_2)
+    r0, r1 = 1 / a, 1 / b
+    curve = 2 / (r0 + r1)  # D2 = curve (u - v), D1 = u + r0 / 2 D2
+    d2 = phi(3, z) / (2 if published else 1) * curve + phi(2, z) * r0 / 2 * curve
+    d1 = phi(2, z)
+    return [first + (d1 + d2) * a, -(d1 + d2) * a - d2 * b, d2 * b]
 
 
-def _slope(h: float, newer: Node, older: Node) -> Tensor:
-    """(m_newer - m_older) / r, r their distance in lambda over h."""
-    return (h / math.log(older[0] / newer[0])) * (newer[1] - older[1])
+def combined(keep: float, x: Tensor, weights: Sequence[float], nodes: Sequence[Node]) -> Tensor:
+    """keep x + sum of weights times the nodes' values, in place on one new tensor: such a step costs no more than its sums."""
+    found = x * keep
+    for weight, (_, value) in zip(weights, nodes, strict=True):
+        found.add_(value, alpha=weight)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -214,11 +214,11 @@ class NoiseModel:
             q = self.data_std if self.prediction == "epsilon" else -self.data_std
             image = a * q * q * sample + n * q * output
         elif self.prediction == "epsilon":
-            image = (sample - n * output) / a
+            image = torch.sub(sample, output, alpha=n).div_(a)
         elif self.prediction == "v_prediction":
-            image = a * sample - n * output
+            image = (a * sample).sub_(output, alpha=n)
         elif self.prediction == "flow_prediction":
-            image = sample - n * output
+            image = torch.sub(sample, output, alpha=n)
         else:
             image = output
         if self.threshold is not None:

@@ -3,7 +3,8 @@
 Scale    a sample is x_t = alpha x in the network's own scale; the solver works on x in float32 or better. What was done to a sample
          between two steps (a callback, a mask) reaches the solver: x is read from the sample that comes in. Only values that come back
          as they went out are taken at the precision they had here.
-Cost     four elementwise operations a step besides the solver's own; nothing waits for a device.
+Cost     where the very tensor comes back that went out, untouched, the conversion of the network's output and one scaling; else four
+         elementwise operations more. Nothing waits for a device.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Push:
         self.draws = LatentNoise(x)
         self.generator: Generator[Any, Any, Tensor] = solver.solve(x, knots, noise=self.draws)
         self.x, self.sigma = next(self.generator)
+        self._sent: tuple[Tensor, int] | None = None  # what `advance` gave out, and its version
 
     def restart(self, solver: Solver, knots: tuple[float, ...]) -> None:
         """Goes on with a fresh generator, which has no history, from the request that waits for its answer; `knots` begin at its level."""
@@ -55,17 +57,26 @@ class Push:
         Returns:
             The network's next input and the denoised image, both in the dtype of `sample`.
         """
-        wide, share, alpha = _widened(sample), None, self.noise.alpha(self.sigma)
+        wide, share = _widened(sample), None
         if output.shape[1] == 2 * sample.shape[1]:
             output, share = split_variance(_widened(output))
-        # By value: pipelines stack and cut the tensor they were given, callbacks edit it in place.
-        x = torch.where(sample == (alpha * self.x).to(sample.dtype), self.x, wide / alpha)
+        x = self.x if self._is_as_sent(sample) else self._read(sample, wide)
         denoised = self.noise.denoised(_widened(output), wide, self.sigma)
         try:
             self.x, self.sigma = self.generator.send((x, Evaluation(denoised, share)))
         except StopIteration as end:
             self.finished, self.x, self.sigma = True, end.value, 0.0
-        return (self.noise.alpha(self.sigma) * self.x).to(sample.dtype), denoised.to(sample.dtype)
+        following = (self.noise.alpha(self.sigma) * self.x).to(sample.dtype)
+        self._sent = None if following.is_inference() else (following, following._version)  # inference tensors have no version
+        return following, denoised.to(sample.dtype)
+
+    def _is_as_sent(self, sample: Tensor) -> bool:
+        return self._sent is not None and sample is self._sent[0] and sample._version == self._sent[1]
+
+    def _read(self, sample: Tensor, wide: Tensor) -> Tensor:
+        """x of a sample by its values: pipelines stack and cut the tensor they were given, callbacks edit it in place."""
+        alpha = self.noise.alpha(self.sigma)
+        return torch.where(sample == (alpha * self.x).to(sample.dtype), self.x, wide / alpha)
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -22,8 +22,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vis_accel.samplers.dpm import FEW_STEPS, Multistep, Node, allowed_order, derivatives
-from vis_accel.samplers.exponential import phi
+from vis_accel.samplers.dpm import FEW_STEPS, Multistep, Node, allowed_order, combined, expansion
 from vis_accel.samplers.solver import SIGMA_CAP, Noise, Past, Solve, draw
 
 
@@ -55,18 +54,13 @@ class DpmSde(Multistep):
             if s >= SIGMA_CAP:
                 x, nodes = keep * x + (1 - keep) * y.denoised, []
             else:
-                x = keep * x + drift(t, nodes[: allowed_order(self.order, len(nodes), n - i, lower)])
+                nodes_used = nodes[: allowed_order(self.order, len(nodes), n - i, lower)]
+                x = combined(keep, x, drift(t, nodes_used), nodes_used)
             x = x + t * math.sqrt(1 - keep) * draw(noise, x)
         return x
 
 
-def drift(t: float, nodes: Sequence[Node]) -> Tensor:
-    """What the denoised images at `nodes` (newest first, one to three) add in the step to t."""
+def drift(t: float, nodes: Sequence[Node]) -> list[float]:
+    """What each of the denoised images at `nodes` (newest first, one to three) counts in the step to t."""
     h = math.log(nodes[0][0] / t)
-    d1, d2 = derivatives(h, nodes)
-    increment = phi(1, -2 * h) * nodes[0][1]
-    if d1 is not None:
-        increment = increment + (phi(1, -2 * h) / 2 if d2 is None else phi(2, -2 * h)) * d1
-    if d2 is not None:
-        increment = increment + phi(3, -2 * h) * d2
-    return 2 * h * increment
+    return [2 * h * weight for weight in expansion(-2 * h, t, [node[0] for node in nodes])]
