@@ -76,6 +76,8 @@ def screen(model: str, calls: tuple[int, ...], solvers: tuple[str, ...], chosen:
 def solver_of(text: str, schedule: str, calls: int, noise: NoiseModel) -> Solver | None:
     """The solver with the most steps that make at most `calls` calls; None if even one step makes more, or the schedule does not fit."""
     method: Any = Recipe.parse(text).methods[0]
+    if getattr(method, "fast", False) and schedule != "logsnr":  # its points are equal in log sigma, whatever knots it is given
+        return None
     best = None
     for steps in range(1, calls + 2):  # one more than the calls, where the first takes none
         try:
