@@ -29,13 +29,16 @@ LIGHT: dict[str, Any] = {
 
 
 # What happens in the browser alone, at once: the line says that the request waits, and it can be stopped while it does; after a refusal or
-# a failure, whose reason Gradio shows, it says so.
-_LINE = """() => ['<div class="va-status" role="status">{}</div>', {{__type__: 'update', interactive: {}}}]"""
-_WAITS = _LINE.format("<progress></progress><span>Waiting for its turn</span>", "true")
-_FAILED = _LINE.format("<span>That did not work.</span>", "false")
+# a failure, whose reason Gradio shows, it says so. To the browser a run that was stopped has failed too, even twice: there the line stays.
+STOPPED = "Stopped."
+_SAYS = """() => {{
+    const stopped = (window.vaStopped ??= {{}});
+    {first}
+    return [`<div class="va-status" role="status">${{{words}}}</div>`, {{__type__: 'update', interactive: {interactive}}}];
+}}"""
 
 
-def started(button: Any, event: dict[str, Any], status: Any, stop: Any) -> Any:
+def started(button: Any, event: dict[str, Any], status: Any, stop: Any) -> None:
     """Registers the event of a button that sets a model to work, and what its status line and its stop button do meanwhile.
 
     Args:
@@ -51,10 +54,15 @@ def started(button: Any, event: dict[str, Any], status: Any, stop: Any) -> Any:
 
     quiet = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
     button.click(refused, event["inputs"], [status, stop], **LIGHT)
-    button.click(None, None, [status, stop], js=_WAITS, **quiet)
+    mine, end = f"stopped[{status._id}]", repr(STOPPED)
+    waits = _SAYS.format(first=f"{mine} = false;", words="'<progress></progress><span>Waiting for its turn</span>'", interactive="true")
+    failed = _SAYS.format(first="", words=f"'<span>' + ({mine} ? {end} : 'That did not work.') + '</span>'", interactive="false")
+    ended = _SAYS.format(first=f"{mine} = true;", words=f"'<span>' + {end} + '</span>'", interactive="false")
+    button.click(None, None, [status, stop], js=waits, **quiet)
     found = button.click(**event, api_visibility="private", show_progress="hidden", **MODEL)
-    found.failure(None, None, [status, stop], js=_FAILED, **quiet)
-    return found
+    found.failure(None, None, [status, stop], js=failed, **quiet)
+    stop.click(None, None, [status, stop], js=ended, **quiet)
+    stop.click(None, cancels=[found], api_visibility="private")
 
 
 def checked(
@@ -121,7 +129,7 @@ async def followed(
     except (GeneratorExit, asyncio.CancelledError, Stopped) as error:
         entry.ended("cancelled")
         if isinstance(error, Stopped):
-            raise gr.Error("Stopped.", print_exception=False) from None
+            raise gr.Error(STOPPED, print_exception=False) from None
         raise
     except VisAccelError as error:
         entry.ended("refused", error)

@@ -23,7 +23,7 @@ from vis_accel.swaps import set_item
 
 __all__ = ["Progress", "Watch", "prepare", "watched"]
 
-_PREVIEW_PERIOD = 0.12  # seconds: more often than that nobody sees
+_PREVIEW_PERIOD = 0.3  # seconds: three a second look alive, and leave a slow browser time for its buttons
 
 
 class Progress(NamedTuple):

@@ -22,7 +22,8 @@ from typing import Any
 __all__ = ["Stopped", "Task", "Worker"]
 
 PATIENCE = 2.5  # seconds without anybody asking after which a task is given up
-PERIOD = 0.1  # seconds between two updates
+PERIOD = 0.1  # seconds between two looks at a task
+SAME = 0.5  # seconds after which an update that has not changed is given again: a page that hears nothing cannot be found to be gone
 _turn = threading.Lock()
 
 
@@ -78,12 +79,15 @@ class Task:
 
     async def watch(self) -> AsyncGenerator[Any, None]:
         """`follow` for a server. Its waiting can be interrupted, so it ends at once when the visitor cancels or leaves."""
+        given, since = object(), 0.0
         try:
             while not self.done.is_set():
                 await asyncio.sleep(PERIOD)
-                self.asked = time.monotonic()
-                if not self.done.is_set():
-                    yield self.update
+                self.asked = now = time.monotonic()
+                update = self.update
+                if not self.done.is_set() and (update is not given or now - since > SAME):
+                    given, since = update, now
+                    yield update
         finally:
             self.cancel()
         if self.error is not None:

@@ -69,8 +69,7 @@ class ClassifyPage:
             "outputs": [self.status, self.result, self.answers, self.stages, self.stop, self.link, self.query],
             "validator": checked(ClassifyRequest, self.catalog, ["model", "recipe", "image"], self._checked),
         }
-        running = started(self.go, event, self.status, self.stop)
-        self.stop.click(lambda: [say("Stopped."), gr.update(interactive=False)], None, [self.status, self.stop], cancels=[running], **LIGHT)
+        started(self.go, event, self.status, self.stop)
         self.link.click(None, self.query, None, js=COPY_LINK, api_visibility="private")
 
     @property

@@ -10,7 +10,7 @@ import gradio as gr
 
 from vis_accel.app.builder import Builder
 from vis_accel.app.catalog import Catalog
-from vis_accel.app.events import LIGHT, checked, followed, started
+from vis_accel.app.events import checked, followed, started
 from vis_accel.app.making import Compared, start_compare
 from vis_accel.app.pages.again import Again
 from vis_accel.app.pages.generate import PRESETS
@@ -59,8 +59,7 @@ class ComparePage:
             "outputs": [self.status, self.result, self.slider, self.pictures, *self.again.outputs, self.stop],
             "validator": checked(CompareRequest, self.catalog, [*FIELDS, "first", "second"], self._fields),
         }
-        running = started(self.go, event, self.status, self.stop)
-        self.stop.click(lambda: [say("Stopped."), gr.update(interactive=False)], None, [self.status, self.stop], cancels=[running], **LIGHT)
+        started(self.go, event, self.status, self.stop)
 
     @property
     def restorable(self) -> list[Any]:

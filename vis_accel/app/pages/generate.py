@@ -10,7 +10,7 @@ import gradio as gr
 
 from vis_accel.app.builder import Builder
 from vis_accel.app.catalog import Catalog
-from vis_accel.app.events import LIGHT, checked, followed, started
+from vis_accel.app.events import checked, followed, started
 from vis_accel.app.making import Made, likeness, start_generate
 from vis_accel.app.pages.again import Again
 from vis_accel.app.pages.status import PREPARING, called, numbers, progress, say, seconds
@@ -62,8 +62,7 @@ class GeneratePage:
             "outputs": [self.status, self.pictures, self.stock, self.result, *self.again.outputs, self.stop],
             "validator": checked(GenerateRequest, self.catalog, [*FIELDS, "recipe", "beside"], self._fields),
         }
-        running = started(self.go, event, self.status, self.stop)
-        self.stop.click(lambda: [say("Stopped."), gr.update(interactive=False)], None, [self.status, self.stop], cancels=[running], **LIGHT)
+        started(self.go, event, self.status, self.stop)
 
     @property
     def restorable(self) -> list[Any]:
